@@ -1,0 +1,130 @@
+"""The three state machines, as data. Everything that decides a transition lives in this file.
+
+An instance has no state: once recorded it is a fact. SERIES is owned by receive, JOB by analyse, DELIVERY by
+forward. `step` is the only way to a new state: an illegal transition raises, and nothing happens. The README's
+diagram is printed from these tables.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+from appliance.errors import IllegalTransition
+
+
+class SeriesState(StrEnum):
+    OPEN = "open"  #: instances may still come
+    CLOSED = "closed"  #: evidence says that all have come
+
+
+class JobState(StrEnum):
+    WAITING = "waiting"  #: inputs are still arriving
+    READY = "ready"  #: inputs are complete
+    RUNNING = "running"  #: claimed by the one owner
+    CONCLUDED = "concluded"  #: an outcome is committed
+    REPORTED = "reported"  #: results are built and owed, or there is nothing to send
+    SUPERSEDED = "superseded"  #: a later revision of the inputs took its place
+
+
+class DeliveryState(StrEnum):
+    QUEUED = "queued"  #: owed
+    DELIVERED = "delivered"  #: the destination answered success
+    COMMITTED = "committed"  #: the destination answers for it (storage commitment)
+    HELD = "held"  #: will not succeed by itself
+    ABANDONED = "abandoned"  #: given up by a named person, with a reason
+
+
+class Event(StrEnum):
+    EVIDENCE = "evidence"
+    INSTANCE_ARRIVED = "instance_arrived"
+    INPUTS_CLOSED = "inputs_closed"
+    CLAIMED = "claimed"
+    DEFERRED = "deferred"
+    CONCLUDE = "conclude"
+    DEADLINE = "deadline"
+    REPORT = "report"
+    SUPERSEDE = "supersede"
+    DELIVER = "deliver"
+    COMMIT = "commit"
+    COMMITMENT_FAILED = "commitment_failed"
+    COMMITMENT_FAILED_FOR_GOOD = "commitment_failed_for_good"
+    REFUSE = "refuse"
+    REQUEUE = "requeue"
+    ABANDON = "abandon"
+
+
+S = TypeVar("S", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine(Generic[S]):
+    """One state machine: its first state, its legal steps, and the states that end it."""
+
+    name: str
+    initial: S
+    steps: Mapping[tuple[S, Event], S]
+    final: frozenset[S]
+
+    def step(self, state: S, event: Event) -> S:
+        """The state after `event`; raises IllegalTransition where the table has none."""
+        try:
+            return self.steps[state, event]
+        except KeyError:
+            raise IllegalTransition(f"{self.name}: no transition {state.value} -{event.value}->") from None
+
+
+SERIES = Machine(
+    name="series",
+    initial=SeriesState.OPEN,
+    steps={
+        (SeriesState.OPEN, Event.EVIDENCE): SeriesState.CLOSED,
+        (SeriesState.CLOSED, Event.INSTANCE_ARRIVED): SeriesState.OPEN,  # revision + 1
+    },
+    final=frozenset({SeriesState.CLOSED}),
+)
+
+_J = JobState
+JOB = Machine(
+    name="job",
+    initial=_J.WAITING,
+    steps={
+        (_J.WAITING, Event.INPUTS_CLOSED): _J.READY,
+        (_J.READY, Event.CLAIMED): _J.RUNNING,
+        (_J.RUNNING, Event.DEFERRED): _J.READY,
+        (_J.RUNNING, Event.CONCLUDE): _J.CONCLUDED,
+        (_J.WAITING, Event.CONCLUDE): _J.CONCLUDED,  # a provisional outcome holds, or no engine is capable
+        (_J.READY, Event.CONCLUDE): _J.CONCLUDED,
+        (_J.WAITING, Event.DEADLINE): _J.CONCLUDED,
+        (_J.READY, Event.DEADLINE): _J.CONCLUDED,
+        (_J.RUNNING, Event.DEADLINE): _J.CONCLUDED,
+        (_J.CONCLUDED, Event.REPORT): _J.REPORTED,
+        **{(state, Event.SUPERSEDE): _J.SUPERSEDED for state in (_J.WAITING, _J.READY, _J.RUNNING, _J.CONCLUDED)},
+    },
+    final=frozenset({_J.REPORTED, _J.SUPERSEDED}),
+)
+
+_D = DeliveryState
+DELIVERY = Machine(
+    name="delivery",
+    initial=_D.QUEUED,
+    steps={
+        (_D.QUEUED, Event.DELIVER): _D.DELIVERED,
+        (_D.DELIVERED, Event.COMMIT): _D.COMMITTED,
+        (_D.QUEUED, Event.REFUSE): _D.HELD,
+        (_D.HELD, Event.REQUEUE): _D.QUEUED,
+        (_D.HELD, Event.ABANDON): _D.ABANDONED,
+        (_D.DELIVERED, Event.COMMITMENT_FAILED): _D.QUEUED,
+        (_D.DELIVERED, Event.COMMITMENT_FAILED_FOR_GOOD): _D.HELD,  # the third time
+    },
+    final=frozenset({_D.COMMITTED, _D.ABANDONED}),
+)
+
+MACHINES = (SERIES, JOB, DELIVERY)
+
+
+def mermaid(machine: Machine[S]) -> str:
+    """The machine as a Mermaid state diagram, in the order of its table."""
+    lines = ["stateDiagram-v2", f"    [*] --> {machine.initial.value}"]
+    lines += [f"    {a.value} --> {b.value}: {event.value}" for (a, event), b in machine.steps.items()]
+    return "\n".join(lines + [f"    {state.value} --> [*]" for state in sorted(machine.final)])
