@@ -1,0 +1,286 @@
+"""What analyse writes: jobs and their outcomes.
+
+A job is one engine's duty to one subject (an instance, series or study) in one revision of its inputs. Inputs are not
+listed: they are the newest versions of the subject's instances up to an id, so that what arrives later never slips in.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from appliance.journal.rows import (
+    INSTANCE_SELECT,
+    JOB_COLUMNS,
+    OUTCOME,
+    SERIES_COLUMNS,
+    instance_of,
+    job_of,
+    series_of,
+)
+from appliance.journal.store import Journal, Subject, Transaction
+from appliance.model import Evidence, Instance, Job, Outcome, Series
+from appliance.states import JOB, Event, JobState
+
+CURSOR = "assembled"
+UNFINISHED = (JobState.WAITING, JobState.READY, JobState.RUNNING, JobState.CONCLUDED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duty:
+    """That an engine must look at a subject, because of an instance that arrived."""
+
+    engine: str  #: id@version
+    scope: str
+    study_instance_uid: str
+    series_instance_uid: str  #: "" for scope study
+    sop_instance_uid: str  #: "" but for scope instance
+    subject: str  #: the UID of what the scope says
+    instance_id: int
+    deadline_ms: int
+
+
+def arrived(journal: Journal, limit: int) -> list[Instance]:
+    """Received instances that no duty was looked up for yet, oldest first."""
+    rows = journal.query(
+        f"{INSTANCE_SELECT} WHERE i.id > coalesce((SELECT value FROM cursor WHERE name=?), 0) ORDER BY i.id LIMIT ?",
+        CURSOR,
+        limit,
+    )
+    return [instance_of(row) for row in rows]
+
+
+def take_on(journal: Journal, duties: Sequence[Duty], looked_up_to: int) -> None:
+    """Give each duty a waiting job, and move the cursor past the instances they came from."""
+    with journal.write(durable=False) as tx:
+        for duty in duties:
+            _take_on(tx, duty)
+        tx.sql("INSERT OR REPLACE INTO cursor VALUES (?,?)", (CURSOR, looked_up_to))
+
+
+def _take_on(tx: Transaction, duty: Duty) -> None:
+    latest = tx.sql(
+        f"SELECT {JOB_COLUMNS} FROM job WHERE engine=? AND subject=? ORDER BY revision DESC LIMIT 1",
+        (duty.engine, duty.subject),
+    ).fetchone()
+    if latest is not None and latest["state"] == JobState.WAITING:
+        tx.sql(
+            "UPDATE job SET last_instance_id=max(last_instance_id, ?), deadline_tick=? WHERE id=?",
+            (duty.instance_id, tx.tick + duty.deadline_ms, latest["id"]),
+        )
+        return
+    if latest is not None and latest["state"] in UNFINISHED:
+        step(tx, latest["id"], JobState(latest["state"]), Event.SUPERSEDE)
+        tx.history("job_superseded", subject_of(duty), engine=duty.engine, revision=latest["revision"])
+    revision = latest["revision"] + 1 if latest is not None else 1
+    insert(tx, duty, revision)
+    tx.history("job_waiting", subject_of(duty), engine=duty.engine, revision=revision)
+
+
+def insert(tx: Transaction, duty: Duty, revision: int) -> None:
+    tx.sql(
+        "INSERT INTO job (engine, scope, study_instance_uid, series_instance_uid, sop_instance_uid, subject, revision,"
+        " state, input_digest, last_instance_id, attempts, deadline_tick, evidence, predecessor, provisional_digest,"
+        " outcome, concluded_at, implausible_clock) VALUES (?,?,?,?,?,?,?,?,'',?,0,?,'',?,'',NULL,'',0)",
+        (
+            duty.engine,
+            duty.scope,
+            duty.study_instance_uid,
+            duty.series_instance_uid,
+            duty.sop_instance_uid,
+            duty.subject,
+            revision,
+            JOB.initial,
+            duty.instance_id,
+            tx.tick + duty.deadline_ms,
+            _published_sr(tx, duty.engine, duty.subject),
+        ),
+    )
+
+
+def _published_sr(tx: Transaction, engine: str, subject: str) -> str:
+    """The SR that a next one for this subject would replace."""
+    row = tx.sql(
+        "SELECT i.sop_instance_uid FROM job j JOIN instance i ON i.job=j.id AND i.kind='sr'"
+        " WHERE j.engine=? AND j.subject=? AND j.state='reported' ORDER BY j.revision DESC LIMIT 1",
+        (engine, subject),
+    ).fetchone()
+    return row["sop_instance_uid"] if row else ""
+
+
+def unfinished(journal: Journal, *states: JobState) -> list[Job]:
+    """Jobs in these states, oldest first."""
+    marks = ",".join("?" * len(states))
+    rows = journal.query(
+        f"SELECT {JOB_COLUMNS} FROM job WHERE state NOT IN ('reported', 'superseded') AND state IN ({marks})"
+        " ORDER BY id",
+        *[str(state) for state in states],
+    )
+    return [job_of(row) for row in rows]
+
+
+def series_of_study(journal: Journal, study_instance_uid: str) -> list[Series]:
+    rows = journal.query(
+        f"SELECT {SERIES_COLUMNS} FROM series WHERE study_instance_uid=? ORDER BY id", study_instance_uid
+    )
+    return [series_of(row) for row in rows]
+
+
+def inputs(journal: Journal, job: Job, series_instance_uid: str = "") -> list[Instance]:
+    """What the job reads: the newest version of each instance, of one series if it is named."""
+    series = series_instance_uid or job.series_instance_uid
+    rows = journal.query(
+        f"{INSTANCE_SELECT} JOIN (SELECT max(id) AS id FROM instance WHERE origin='received'"
+        " AND study_instance_uid=? AND (?='' OR series_instance_uid=?) AND (?='' OR sop_instance_uid=?) AND id<=?"
+        " GROUP BY sop_instance_uid) newest ON newest.id=i.id ORDER BY i.id",
+        job.study_instance_uid,
+        series,
+        series,
+        job.sop_instance_uid,
+        job.sop_instance_uid,
+        job.last_instance_id,
+    )
+    return [instance_of(row) for row in rows]
+
+
+def digest_of(instances: Sequence[Instance]) -> str:
+    """A name for a set of inputs: the same bytes under the same UIDs, in whatever order they came."""
+    digest = hashlib.sha256()
+    for sop_instance_uid, data in sorted((i.sop_instance_uid, i.digest) for i in instances):
+        digest.update(sop_instance_uid.encode() + b"\0" + data)
+    return digest.hexdigest()
+
+
+def close_inputs(journal: Journal, job: Job, series_instance_uid: str, digest: str, evidence: Evidence) -> bool:
+    """Waiting -> ready: the inputs are complete. The same inputs as an earlier revision's need no second result."""
+    with journal.write(durable=False) as tx:
+        done_before = tx.sql(
+            "SELECT 1 FROM job WHERE engine=? AND subject=? AND input_digest=? AND id<>? AND state='reported'",
+            (job.engine, job.subject, digest, job.id),
+        ).fetchone()
+        event = Event.SUPERSEDE if done_before else Event.INPUTS_CLOSED
+        if not step(tx, job.id, JobState.WAITING, event, "last_instance_id=?", job.last_instance_id):
+            return False
+        tx.sql(
+            "UPDATE job SET series_instance_uid=?, input_digest=?, evidence=? WHERE id=?",
+            (series_instance_uid, digest, evidence, job.id),
+        )
+        name = "job_superseded" if done_before else "job_ready"
+        detail = {"why": "inputs unchanged since the last result"} if done_before else {"evidence": evidence}
+        tx.history(name, subject_of(job), engine=job.engine, revision=job.revision, **detail)
+        return not done_before
+
+
+def claim(journal: Journal, job: Job) -> bool:
+    """Ready -> running, counted: a job that brings the process down again and again is given up."""
+    with journal.write(durable=False) as tx:
+        if not step(tx, job.id, JobState.READY, Event.CLAIMED):
+            return False
+        tx.sql("UPDATE job SET attempts=attempts+1 WHERE id=?", (job.id,))
+        tx.history("job_running", subject_of(job), engine=job.engine, attempt=job.attempts + 1)
+        return True
+
+
+def defer(journal: Journal, job: Job, why: str) -> bool:
+    """Running -> ready: to be tried again."""
+    with journal.write(durable=False) as tx:
+        done = step(tx, job.id, JobState.RUNNING, Event.DEFERRED)
+        if done:
+            tx.history("job_deferred", subject_of(job), engine=job.engine, why=why)
+        return done
+
+
+def keep_provisional(journal: Journal, job: Job, digest: str, outcome: Outcome | None) -> None:
+    """Keep the outcome of an early run with its job: used if nothing more comes, else overwritten.
+
+    None: those inputs were tried early in vain, and need not be tried again before the evidence holds.
+    """
+    with journal.write(durable=False) as tx:
+        kept = tx.sql(
+            "UPDATE job SET provisional_digest=?, outcome=? WHERE id=? AND state IN (?, ?)",
+            (
+                digest,
+                OUTCOME.dump_json(outcome).decode() if outcome else None,
+                job.id,
+                JobState.WAITING,
+                JobState.READY,
+            ),
+        ).rowcount
+        if kept:
+            tx.history("provisional_outcome", subject_of(job), engine=job.engine, kept=outcome is not None)
+
+
+def conclude(journal: Journal, job: Job, event: Event, outcome: Outcome) -> bool:
+    """Commit an outcome, durably: from here on the result is a function of what the journal holds.
+
+    False: the job has moved on (superseded, or its deadline came first) and nothing was written.
+    """
+    with journal.write(durable=True) as tx:
+        if not step(tx, job.id, JobState(job.state), event):
+            return False
+        _write_outcome(tx, job, outcome)
+        return True
+
+
+def conclude_late(journal: Journal, job: Job, outcome: Outcome) -> bool:
+    """An outcome that came after its deadline had been told: a revision of its own that says that it is late."""
+    with journal.write(durable=True) as tx:
+        newest = tx.sql(
+            "SELECT max(revision) AS revision FROM job WHERE engine=? AND subject=?", (job.engine, job.subject)
+        ).fetchone()["revision"]
+        told = tx.sql("SELECT state FROM job WHERE id=?", (job.id,)).fetchone()["state"]
+        if newest != job.revision or told != JobState.REPORTED:
+            return False
+        duty = Duty(
+            engine=job.engine,
+            scope=job.scope,
+            study_instance_uid=job.study_instance_uid,
+            series_instance_uid=job.series_instance_uid,
+            sop_instance_uid=job.sop_instance_uid,
+            subject=job.subject,
+            instance_id=job.last_instance_id,
+            deadline_ms=0,
+        )
+        insert(tx, duty, newest + 1)
+        row = tx.sql(
+            f"SELECT {JOB_COLUMNS} FROM job WHERE engine=? AND subject=? AND revision=?",
+            (job.engine, job.subject, newest + 1),
+        ).fetchone()
+        late = job_of(row)
+        tx.sql("UPDATE job SET input_digest=?, evidence=? WHERE id=?", (job.input_digest, job.evidence, late.id))
+        step(tx, late.id, JobState.WAITING, Event.CONCLUDE)
+        _write_outcome(tx, late, outcome)
+        return True
+
+
+def _write_outcome(tx: Transaction, job: Job, outcome: Outcome) -> None:
+    tx.sql(
+        "UPDATE job SET outcome=?, provisional_digest='', concluded_at=?, implausible_clock=? WHERE id=?",
+        (OUTCOME.dump_json(outcome).decode(), tx.at, tx.clock_implausible, job.id),
+    )
+    tx.history(
+        "job_concluded",
+        subject_of(job),
+        engine=job.engine,
+        conclusion=outcome.conclusion,
+        reason=outcome.reason or "",
+        findings=len(outcome.findings),
+        late=outcome.late,
+        timings_ms=outcome.timings_ms,
+    )
+
+
+def step(tx: Transaction, job_id: int, state: JobState, event: Event, also: str = "1=1", *parameters: object) -> bool:
+    """Compare-and-set; False: the job is not in that state (any more) and nothing changed."""
+    cursor = tx.sql(
+        f"UPDATE job SET state=? WHERE id=? AND state=? AND {also}",
+        (JOB.step(state, event), job_id, state, *parameters),
+    )
+    return bool(cursor.rowcount)
+
+
+def subject_of(subject: Duty | Job) -> Subject:
+    return Subject(
+        study_instance_uid=subject.study_instance_uid,
+        series_instance_uid=subject.series_instance_uid,
+        sop_instance_uid=subject.sop_instance_uid,
+    )

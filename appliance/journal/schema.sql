@@ -1,0 +1,132 @@
+-- The journal's tables. A row is born in the transaction of the stage that causes it; from then on its owner alone
+-- changes it. Times: tick = milliseconds of appliance time (clock.py), at = UTC for people. Order is by id, never by time.
+
+CREATE TABLE meta (
+    key TEXT PRIMARY KEY,           -- schema, boot_id, boot_base_ms, ...
+    value TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- A fact: these bytes were received, or built here as a result. Never changed, never deleted. Born: receive, report.
+CREATE TABLE instance (
+    id INTEGER PRIMARY KEY,
+    origin TEXT NOT NULL,           -- received | result
+    kind TEXT NOT NULL,             -- image | sr | sc
+    sop_class_uid TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL,
+    transfer_syntax_uid TEXT NOT NULL,
+    digest BLOB NOT NULL,           -- SHA-256 of the data set
+    size INTEGER NOT NULL,          -- bytes of the data set
+    study_instance_uid TEXT NOT NULL,   -- '' = unsorted
+    series_instance_uid TEXT NOT NULL,
+    modality TEXT NOT NULL,
+    patient BLOB NOT NULL,          -- hash that tells patients apart, names none
+    calling_ae TEXT NOT NULL,
+    job INTEGER,                    -- of a result
+    tick INTEGER NOT NULL,
+    at TEXT NOT NULL,
+    UNIQUE (sop_instance_uid, digest, transfer_syntax_uid)
+);
+CREATE INDEX instance_of_job ON instance (job) WHERE job IS NOT NULL;
+CREATE INDEX instance_by_series ON instance (study_instance_uid, series_instance_uid);
+
+-- A file in the spool that holds an instance. Born with the instance; owner: retain, which deletes the row and then
+-- the file. No row: the local copy was released.
+CREATE TABLE copy (
+    file TEXT PRIMARY KEY,
+    instance INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX copy_by_instance ON copy (instance);
+
+-- Owner: receive.
+CREATE TABLE series (
+    id INTEGER PRIMARY KEY,
+    study_instance_uid TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    modality TEXT NOT NULL,
+    calling_ae TEXT NOT NULL,
+    state TEXT NOT NULL,            -- states.SeriesState
+    revision INTEGER NOT NULL,
+    arrivals INTEGER NOT NULL,
+    stated_count INTEGER NOT NULL,
+    first_tick INTEGER NOT NULL,
+    last_tick INTEGER NOT NULL,     -- of the last arrival, repeats included
+    released INTEGER NOT NULL,      -- 1: the peer released its last association since the last arrival
+    interrupted INTEGER NOT NULL,   -- 1: the last association that brought something was aborted or lost
+    evidence TEXT NOT NULL,
+    UNIQUE (study_instance_uid, series_instance_uid)
+);
+CREATE INDEX series_open ON series (last_tick) WHERE state = 'open';
+
+-- Pauses between arrivals within a series, per sender, in bins of powers of two of a millisecond. Owner: receive.
+CREATE TABLE gap (
+    calling_ae TEXT NOT NULL,
+    bin INTEGER NOT NULL,
+    seen INTEGER NOT NULL,
+    PRIMARY KEY (calling_ae, bin)
+) WITHOUT ROWID;
+
+-- One engine's duty to one instance, series or study. Owner: analyse.
+CREATE TABLE job (
+    id INTEGER PRIMARY KEY,
+    engine TEXT NOT NULL,           -- id@version
+    scope TEXT NOT NULL,            -- instance | series | study
+    study_instance_uid TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,  -- scope study: '' until the preferred series is chosen
+    sop_instance_uid TEXT NOT NULL,
+    subject TEXT NOT NULL,          -- the UID that the duty is to
+    revision INTEGER NOT NULL,
+    state TEXT NOT NULL,            -- states.JobState
+    input_digest TEXT NOT NULL,
+    last_instance_id INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    deadline_tick INTEGER NOT NULL,
+    evidence TEXT NOT NULL,
+    predecessor TEXT NOT NULL,
+    provisional_digest TEXT NOT NULL,   -- inputs of an early run whose outcome is kept until the evidence holds
+    outcome TEXT,                   -- JSON of model.Outcome; provisional until state is concluded
+    concluded_at TEXT NOT NULL,
+    implausible_clock INTEGER NOT NULL,
+    UNIQUE (engine, subject, revision)
+);
+CREATE INDEX job_unfinished ON job (id) WHERE state NOT IN ('reported', 'superseded');
+CREATE INDEX job_by_study ON job (study_instance_uid);
+
+-- How far analyse has looked at the instance table. Owner: analyse.
+CREATE TABLE cursor (
+    name TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- One instance owed to one destination. Born with the instance; owner: forward.
+CREATE TABLE delivery (
+    id INTEGER PRIMARY KEY,
+    instance INTEGER NOT NULL,
+    destination TEXT NOT NULL,      -- '' = unrouted
+    urgency INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    state TEXT NOT NULL,            -- states.DeliveryState
+    attempts INTEGER NOT NULL,
+    reason TEXT NOT NULL,           -- why held or abandoned; the warning of a delivered one
+    created_tick INTEGER NOT NULL,
+    started_tick INTEGER NOT NULL,  -- of the attempt that settled it
+    settled_tick INTEGER NOT NULL
+);
+CREATE INDEX delivery_queued ON delivery (destination, urgency, id, size) WHERE state = 'queued';
+CREATE INDEX delivery_held ON delivery (destination, id, size) WHERE state = 'held';
+CREATE INDEX delivery_by_instance ON delivery (instance);
+
+-- What happened (P11). Appended in the transaction of what it tells; per-instance lines are pruned some days after
+-- settlement, study lines stay.
+CREATE TABLE history (
+    id INTEGER PRIMARY KEY,
+    at TEXT NOT NULL,
+    tick INTEGER NOT NULL,
+    process TEXT NOT NULL,
+    event TEXT NOT NULL,
+    study_instance_uid TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL,
+    detail TEXT NOT NULL            -- JSON
+);
+CREATE INDEX history_by_study ON history (study_instance_uid) WHERE study_instance_uid <> '';
+CREATE INDEX history_by_instance ON history (sop_instance_uid) WHERE sop_instance_uid <> '';

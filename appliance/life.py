@@ -1,0 +1,48 @@
+"""A process's signs of life to its supervisor, and its end with it."""
+
+import ctypes
+import os
+import signal
+import socket
+import threading
+
+PR_SET_PDEATHSIG = 1
+BEAT_EVERY_S = 5.0
+BEAT, READY = b".", b"R"
+
+
+class Life:
+    """The child's end: `beat` while all is well, `ready` once; `stopping` is set when it should end.
+
+    Without a supervisor (`fd` None) nobody listens. With one, the kernel kills this process when the supervisor dies:
+    a half appliance that nobody watches would hold the port.
+    """
+
+    def __init__(self, fd: int | None = None) -> None:
+        self.stopping = threading.Event()
+        self._socket = socket.socket(fileno=fd) if fd is not None else None
+        if self._socket is not None:
+            parent = os.getppid()
+            self._socket.setblocking(False)
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # it died before we asked
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def stop_on_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stopping.set())
+
+    def beat(self) -> None:
+        self._say(BEAT)
+
+    def ready(self) -> None:
+        self._say(READY)
+
+    def _say(self, word: bytes) -> None:
+        if self._socket is not None:
+            try:
+                self._socket.send(word)
+            except BlockingIOError:
+                return  # the supervisor has not read for long; it has other worries
+            except OSError:
+                self.stopping.set()
