@@ -1,0 +1,1 @@
+"""Adapters to what we send to. They know neither journal nor spool."""

@@ -1,0 +1,121 @@
+"""A DICOM node as a destination: C-STORE, and what each answer means for a delivery."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from appliance.dimse.header import part10
+from appliance.dimse.requestor import MAX_CONTEXTS, VERIFICATION_PAIR, Pair, RequestedAssociation, Target, connect
+from appliance.errors import DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
+from appliance.ports import Outgoing
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What C-STORE statuses from `first` to `last` mean. `error` None: delivered."""
+
+    first: int
+    last: int
+    error: type[DeliveryError] | None
+    meaning: str
+
+
+# PS3.4 Table B.2-1 and PS3.7 Annex C; the first rule that fits holds. Where the standard leaves open whether a failure
+# passes, it is transient only if nothing in it speaks against the object.
+RULES = (
+    Rule(0x0000, 0x0000, None, ""),
+    Rule(0x0001, 0x0001, None, "stored, with attributes the destination does not support"),
+    Rule(0x0107, 0x0107, None, "stored, with an attribute list error"),
+    Rule(0x0110, 0x0110, TransientDeliveryError, "processing failure"),
+    Rule(0x0116, 0x0116, None, "stored, with an attribute value out of range"),
+    # Not a C-STORE status, but used for "I have this UID". It does not prove that those are our bytes: a person looks.
+    Rule(0x0111, 0x0111, ObjectRefused, "duplicate SOP instance"),
+    Rule(0x0117, 0x0117, ObjectRefused, "invalid SOP instance"),
+    Rule(0x0122, 0x0122, ObjectRefused, "SOP class not supported"),
+    Rule(0x0124, 0x0124, DestinationRefused, "not authorised"),
+    Rule(0x0210, 0x0210, TransientDeliveryError, "duplicate invocation"),
+    Rule(0x0211, 0x0211, DestinationRefused, "no storage service at this address"),
+    Rule(0x0212, 0x0212, ObjectRefused, "mistyped argument"),
+    Rule(0xA700, 0xA7FF, TransientDeliveryError, "out of resources"),
+    Rule(0xA900, 0xA9FF, ObjectRefused, "data set does not match its SOP class"),
+    Rule(0xB000, 0xB000, None, "stored, with data elements coerced"),
+    Rule(0xB006, 0xB006, None, "stored, with elements discarded"),
+    Rule(0xB007, 0xB007, None, "stored, though the data set does not match its SOP class"),
+    Rule(0xB000, 0xBFFF, None, "stored, with a warning"),
+    Rule(0xC000, 0xCFFF, ObjectRefused, "cannot understand the data set"),
+    Rule(0xFE00, 0xFE00, TransientDeliveryError, "cancelled by the destination"),
+    Rule(0xFF00, 0xFFFF, TransientDeliveryError, "pending, which is no answer to C-STORE"),
+    Rule(0x0000, 0xFFFF, ObjectRefused, "refused"),
+)
+
+
+def judge(status: int) -> Rule:
+    return next(rule for rule in RULES if rule.first <= status <= rule.last)
+
+
+class DimseNode:
+    """A ports.Destination: a DICOM application entity that takes C-STORE."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def open(self, items: Sequence[Outgoing]) -> "DimseSession":
+        """Propose what the items need, as far as MAX_CONTEXTS go; the first items count most."""
+        pairs = list(dict.fromkeys((item.sop_class_uid, item.transfer_syntax_uid) for item in items))
+        proposed = pairs[:MAX_CONTEXTS] or [VERIFICATION_PAIR]
+        return DimseSession(connect(self._target, proposed), frozenset(proposed))
+
+    def probe(self) -> None:
+        """C-ECHO. A node that takes the association but no C-ECHO counts as well."""
+        association = connect(self._target, [VERIFICATION_PAIR])
+        try:
+            if association.accepted(*VERIFICATION_PAIR) and (status := association.echo().status):
+                raise TransientDeliveryError(f"C-ECHO answered 0x{status:04X}", status)
+        finally:
+            association.release()
+
+
+class DimseSession:
+    """A ports.Session: one association."""
+
+    def __init__(self, association: RequestedAssociation, proposed: frozenset[Pair]) -> None:
+        self._association = association
+        self._proposed = proposed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._association.release()
+        else:
+            self._association.abort()
+
+    @property
+    def alive(self) -> bool:
+        return self._association.alive
+
+    def takes(self, item: Outgoing) -> bool:
+        return self._association.accepted(item.sop_class_uid, item.transfer_syntax_uid)
+
+    def send(self, item: Outgoing, path: Path) -> str:
+        """See ports.Session. The peer's error comment stays out of the texts: it may name the patient (P10)."""
+        if (item.sop_class_uid, item.transfer_syntax_uid) not in self._proposed:
+            raise TransientDeliveryError("not proposed in this association")
+        try:
+            stored = part10(path)
+        except (OSError, ValueError) as error:
+            raise ObjectRefused(f"stored file cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        identity = (item.sop_class_uid, item.sop_instance_uid, item.transfer_syntax_uid)
+        if identity != (stored.sop_class_uid, stored.sop_instance_uid, stored.transfer_syntax_uid):
+            raise ObjectRefused("stored file holds another object")
+        status = self._association.store(stored).status
+        rule = judge(status)
+        text = f"0x{status:04X} {rule.meaning}" if status else ""
+        if rule.error is not None:
+            raise rule.error(text, status)
+        return text

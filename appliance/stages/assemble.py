@@ -1,0 +1,169 @@
+"""Assemble: who must look at what arrived, and when all of it is there.
+
+Each instance gives the engines that are responsible for it a waiting job. A job is ready when its inputs are closed on
+evidence; before that, released associations and a closed geometry allow an early run whose outcome stays inside. A
+deadline concludes what nobody else did, so silence never means normal (P6).
+"""
+
+from collections.abc import Sequence
+
+from appliance.errors import CannotAnalyse
+from appliance.imaging import analysis
+from appliance.journal import jobs
+from appliance.journal.jobs import Duty
+from appliance.model import (
+    Conclusion,
+    Evidence,
+    Instance,
+    Job,
+    Outcome,
+    Reason,
+    Series,
+)
+from appliance.stages.desk import Desk, EarlyRun, EngineOnDuty, identity_of
+from appliance.states import Event, JobState, SeriesState
+
+LOOK_AT = 500  # instances at a time
+
+
+class Assembler:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._geometry: dict[int, tuple[str, bool]] = {}  # job id -> inputs last judged, verdict
+        self.early: list[EarlyRun] = []  #: for the infer stage, renewed by each step
+
+    def step(self) -> bool:
+        """Look at what is new, once; says whether anything changed."""
+        arrived = jobs.arrived(self._desk.journal, LOOK_AT)
+        if arrived:
+            duties = [duty for instance in arrived for duty in self._duties(instance)]
+            jobs.take_on(self._desk.journal, duties, arrived[-1].id)
+            if len(arrived) == LOOK_AT:
+                return True
+        changed = bool(arrived)
+        early: list[EarlyRun] = []
+        for job in jobs.unfinished(self._desk.journal, JobState.WAITING, JobState.READY, JobState.RUNNING):
+            if job.deadline_tick <= self._desk.journal.clock.tick():
+                changed |= self._pass_deadline(job)
+            elif job.state == JobState.WAITING:
+                changed |= self._try_to_close(job, early)
+        self.early = early
+        return changed
+
+    def next_due_s(self) -> float:
+        """Seconds to the next deadline; a step is due then, whatever rings."""
+        waiting = jobs.unfinished(self._desk.journal, JobState.WAITING, JobState.READY, JobState.RUNNING)
+        now = self._desk.journal.clock.tick()
+        return min([60.0, *(max(0.01, (job.deadline_tick - now) / 1000) for job in waiting)])
+
+    def _duties(self, instance: Instance) -> list[Duty]:
+        if not instance.study_instance_uid or not instance.series_instance_uid:
+            return []  # unsorted: kept and forwarded, but no engine can say what it belongs to
+        return [
+            _duty(engine, instance)
+            for engine in self._desk.engines
+            if engine.package.responsible_for(instance.modality, instance.sop_class_uid)
+        ]
+
+    def _pass_deadline(self, job: Job) -> bool:
+        engine = self._desk.engine(job.engine)
+        outcome = Outcome(
+            conclusion=Conclusion.NOT_ANALYSED,
+            reason=Reason.DEADLINE,
+            detail="not concluded in time",
+            engine=identity_of(engine, job),
+            evidence=job.evidence,
+        )
+        return jobs.conclude(self._desk.journal, job, Event.DEADLINE, outcome)
+
+    def _try_to_close(self, job: Job, early: list[EarlyRun]) -> bool:
+        engine = self._desk.engine(job.engine)
+        if engine is None:
+            return self._no_engine(job)
+        series = self._subject_series(job, engine)
+        if job.scope == "instance" or all(one.state == SeriesState.CLOSED for one in series):
+            return self._close(job, engine, series)
+        if all(one.state == SeriesState.CLOSED or (one.released and not one.interrupted) for one in series):
+            self._consider_early_run(job, engine, series, early)
+        return False
+
+    def _no_engine(self, job: Job) -> bool:
+        outcome = Outcome(
+            conclusion=Conclusion.NOT_ANALYSED,
+            reason=Reason.NO_ENGINE,
+            detail=f"{job.engine} is no longer configured",
+            engine=identity_of(None, job),
+        )
+        return jobs.conclude(self._desk.journal, job, Event.CONCLUDE, outcome)
+
+    def _subject_series(self, job: Job, engine: EngineOnDuty) -> list[Series]:
+        """The series the job may read."""
+        accepted = engine.package.manifest.accepts.modality
+        return [
+            series
+            for series in jobs.series_of_study(self._desk.journal, job.study_instance_uid)
+            if series.series_instance_uid == job.series_instance_uid
+            or (job.scope == "study" and series.modality in accepted)
+        ]
+
+    def _close(self, job: Job, engine: EngineOnDuty, series: Sequence[Series]) -> bool:
+        if job.scope == "instance":
+            chosen, evidence = job.series_instance_uid, Evidence.SINGLE_IMAGE
+        else:
+            one = self._preferred(job, engine, series)
+            chosen, evidence = one.series_instance_uid, Evidence(one.evidence)
+        digest = jobs.digest_of(jobs.inputs(self._desk.journal, job, chosen))
+        return jobs.close_inputs(self._desk.journal, job, chosen, digest, evidence)
+
+    def _preferred(self, job: Job, engine: EngineOnDuty, series: Sequence[Series]) -> Series:
+        """Of several reconstructions the one the manifest prefers; those it cannot take come last, largest first."""
+        if len(series) == 1:
+            return series[0]
+
+        def rank(one: Series) -> tuple[int, object, int]:
+            try:
+                paths = self._desk.paths(jobs.inputs(self._desk.journal, job, one.series_instance_uid))
+                return 0, analysis.preference(engine.package, paths), one.id
+            except CannotAnalyse:
+                return 1, -one.arrivals, one.id
+
+        return min(series, key=rank)
+
+    def _consider_early_run(
+        self, job: Job, engine: EngineOnDuty, series: Sequence[Series], early: list[EarlyRun]
+    ) -> None:
+        chosen = self._preferred(job, engine, series).series_instance_uid
+        instances = jobs.inputs(self._desk.journal, job, chosen)
+        digest = jobs.digest_of(instances)
+        if digest == job.provisional_digest:
+            return
+        judged, closed = self._geometry.get(job.id, ("", False))
+        if judged != digest:
+            closed = self._geometry_closed(instances)
+            self._geometry[job.id] = digest, closed
+        if closed:
+            early.append(EarlyRun(job=job, series_instance_uid=chosen, digest=digest))
+
+    def _geometry_closed(self, instances: Sequence[Instance]) -> bool:
+        try:
+            return analysis.closed_geometry(self._desk.paths(instances))
+        except CannotAnalyse:
+            return False
+
+
+def _duty(engine: EngineOnDuty, instance: Instance) -> Duty:
+    subject = {
+        "instance": instance.sop_instance_uid,
+        "series": instance.series_instance_uid,
+        "study": instance.study_instance_uid,
+    }[engine.scope]
+    return Duty(
+        engine=engine.key,
+        scope=engine.scope,
+        study_instance_uid=instance.study_instance_uid,
+        series_instance_uid="" if engine.scope == "study" else instance.series_instance_uid,
+        sop_instance_uid=instance.sop_instance_uid if engine.scope == "instance" else "",
+        subject=subject,
+        instance_id=instance.id,
+        deadline_ms=engine.deadline_ms,
+    )

@@ -1,0 +1,72 @@
+"""What the stages of the analyse process share: the engines on duty, and the desk they work at. Not a stage itself."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.engine_package import EnginePackage
+from appliance.errors import CannotAnalyse
+from appliance.journal.store import Journal
+from appliance.model import EngineIdentity, Instance, Job, Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOnDuty:
+    """An engine on duty: its package, whether its word leaves the box, and by when it must have spoken."""
+
+    package: EnginePackage
+    publish: bool  #: False: shadow
+    deadline_ms: int  #: from the last arrival of what it must read
+
+    @property
+    def key(self) -> str:
+        return self.package.key
+
+    @property
+    def scope(self) -> str:
+        """Of its jobs. One result per study makes the study the subject, whatever the model reads."""
+        manifest = self.package.manifest
+        return manifest.one_per or manifest.scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What the stages of analyse work with."""
+
+    journal: Journal
+    path: Callable[[str], Path]  #: spool file name -> path
+    engines: Sequence[EngineOnDuty]
+    log: Callable[..., None]
+
+    def engine(self, key: str) -> EngineOnDuty | None:
+        return next((engine for engine in self.engines if engine.key == key), None)
+
+    def paths(self, instances: Sequence[Instance]) -> list[Path]:
+        """The files of these instances. Raises CannotAnalyse when one was let go already."""
+        missing = sum(not instance.file for instance in instances)
+        if missing:
+            raise CannotAnalyse(Reason.INCOMPLETE, f"{missing} of {len(instances)} local copies were let go already")
+        return [self.path(instance.file) for instance in instances]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyRun:
+    """A waiting job whose inputs look complete: may be run, must not be published."""
+
+    job: Job
+    series_instance_uid: str
+    digest: str
+
+
+def identity_of(engine: EngineOnDuty | None, job: Job) -> EngineIdentity:
+    """Who was to speak; the runtime and device come from whoever ran it."""
+    engine_id, _, version = job.engine.partition("@")
+    if engine is None:
+        return EngineIdentity(id=engine_id, version=version, status="reference", package_sha256="", model_sha256="")
+    return EngineIdentity(
+        id=engine_id,
+        version=version,
+        status=engine.package.manifest.status,
+        package_sha256=engine.package.package_sha256,
+        model_sha256=engine.package.model_sha256,
+    )

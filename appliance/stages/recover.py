@@ -1,0 +1,157 @@
+"""Recover: rebuild a lost journal from the spool, and owe everything again (P12).
+
+The spool's files say what was received and what was built; which of it had been delivered is lost, so all of it is owed
+once more: at least once, never lost. Results are not made again: their files tell which job they came from. A file
+that is not whole was never acknowledged and is put aside, not deleted.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from appliance.dimse.header import Part10, part10, read_header, walk_to_end
+from appliance.errors import StoreFailed
+from appliance.journal import inbox, results
+from appliance.journal.inbox import Routes
+from appliance.journal.results import Restored
+from appliance.journal.store import Journal
+from appliance.model import Arrival, Kind, Owed, Result
+from appliance.spool import Spool, read_file_head
+
+BATCH = 64
+
+#: what a result's file tells of it -> where it is owed
+RestoredRoutes = Callable[[dict[str, Any]], Sequence[Owed]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What recover works with. The journal is new and empty; nothing else of the appliance runs."""
+
+    journal: Journal
+    received: Spool
+    results: Spool
+    routes: Routes
+    result_routes: RestoredRoutes
+    progress: Callable[[int, int], None]  #: files done, files in all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    instances: int
+    results: int
+    repeats: int  #: files whose equal was recovered already; removed
+    quarantined: tuple[str, ...]  #: files that are not whole
+
+
+def set_aside(journal_path: Path) -> list[Path]:
+    """Move a journal that cannot be used out of the way; returns where its files went."""
+    number = 1
+    while journal_path.with_name(f"{journal_path.name}.aside-{number}").exists():
+        number += 1
+    moved = []
+    for suffix in ("", "-wal", "-shm"):
+        part = journal_path.with_name(journal_path.name + suffix)
+        if part.exists():
+            moved.append(part.rename(journal_path.with_name(f"{journal_path.name}.aside-{number}{suffix}")))
+    return moved
+
+
+def recover(recovery: Recovery) -> Recovered:
+    """Raises StoreFailed when the journal is not empty."""
+    if inbox.count_instances(recovery.journal):
+        raise StoreFailed("the journal is not empty: recover only rebuilds one that is lost")
+    files, built = recovery.received.files(), recovery.results.files()
+    total, done = len(files) + len(built), 0
+    quarantined: list[str] = []
+    repeats = 0
+    for start in range(0, len(files), BATCH):
+        chunk = files[start : start + BATCH]
+        arrivals = _whole(recovery.received, chunk, quarantined)
+        recorded = inbox.record(recovery.journal, arrivals, recovery.routes)
+        for arrival, fate in zip(arrivals, recorded, strict=True):
+            if fate.redundant:
+                recovery.received.remove(arrival.file)
+                repeats += 1
+        done += len(chunk)
+        recovery.progress(done, total)
+    restored = 0
+    for file in built:
+        restored += _restore(recovery, file, quarantined)
+        done += 1
+        recovery.progress(done, total)
+    return Recovered(
+        instances=inbox.count_instances(recovery.journal) - restored,
+        results=restored,
+        repeats=repeats,
+        quarantined=tuple(quarantined),
+    )
+
+
+def _whole(spool: Spool, files: Sequence[str], quarantined: list[str]) -> list[Arrival]:
+    arrivals = []
+    for file in files:
+        try:
+            arrivals.append(_arrival(spool, file))
+        except ValueError:
+            spool.quarantine(file)
+            quarantined.append(file)
+    return arrivals
+
+
+def _arrival(spool: Spool, file: str) -> Arrival:
+    """Raises ValueError for a file that is not whole."""
+    path = spool.path(file)
+    stored = _checked(path)
+    return Arrival(
+        sop_class_uid=stored.sop_class_uid,
+        sop_instance_uid=stored.sop_instance_uid,
+        transfer_syntax_uid=stored.transfer_syntax_uid,
+        digest=_digest(stored),
+        size=stored.size,
+        file=file,
+        calling_ae=read_file_head(path).calling_ae,
+        called_ae="",
+        peer="recovered",
+        association=0,
+        header=read_header(path, stored.data_set_offset, stored.transfer_syntax_uid),
+    )
+
+
+def _checked(path: Path) -> Part10:
+    stored = part10(path)
+    if not walk_to_end(path, stored.data_set_offset, stored.transfer_syntax_uid):
+        raise ValueError("the data set does not end where the file ends")
+    return stored
+
+
+def _digest(stored: Part10) -> bytes:
+    with stored.path.open("rb") as file:
+        file.seek(stored.data_set_offset)
+        return file_digest(file, "sha256").digest()
+
+
+def _restore(recovery: Recovery, file: str, quarantined: list[str]) -> int:
+    path = recovery.results.path(file)
+    try:
+        stored = _checked(path)
+        story = json.loads(read_file_head(path).private)
+        result = Result(
+            kind=Kind(story["kind"]),
+            sop_class_uid=stored.sop_class_uid,
+            sop_instance_uid=stored.sop_instance_uid,
+            series_instance_uid=story["result_series_instance_uid"],
+            transfer_syntax_uid=stored.transfer_syntax_uid,
+            digest=_digest(stored),
+            size=stored.size,
+            file=file,
+        )
+    except (ValueError, KeyError):
+        recovery.results.quarantine(file)
+        quarantined.append(file)
+        return 0
+    results.restore(recovery.journal, Restored(result=result, story=story, owed=recovery.result_routes(story)))
+    return 1

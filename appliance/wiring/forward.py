@@ -1,0 +1,84 @@
+"""The forward process: a lane per destination, and the upkeep of spool and journal."""
+
+from appliance.config import Config, FolderDestination
+from appliance.config import Destination as DestinationOptions
+from appliance.destinations.dimse import DimseNode
+from appliance.destinations.folder import Folder
+from appliance.dimse.requestor import Target
+from appliance.journal import outbox
+from appliance.journal.copies import Keep
+from appliance.journal.store import Journal
+from appliance.life import Life
+from appliance.logs import configure
+from appliance.ports import Destination
+from appliance.spool import Spool
+from appliance.stages.forward import Lane, Outbox
+from appliance.stages.retain import Retainer, Upkeep
+from appliance.wakeup import SLOW_POLL_S, Bell
+from appliance.wiring.common import EX_OK, HOUR_MS, Log, Worker, open_journal, open_spool, publish_facts
+
+UNOWED_KEEP_H = 24  # what is owed to nobody (a result in shadow, say) is kept so long for a look
+
+
+def run(config: Config, life: Life) -> int:
+    log = configure("forward").info
+    spool = open_spool(config, "received")
+    journal = open_journal(config, "forward", spool.free_reserve)
+    bell = Bell(config.run_dir, "forward")
+    if held := outbox.hold_destinations_gone(journal, [options.name for options in config.destinations]):
+        log("destinations_gone", held=held)
+    lanes: list[Lane] = []
+
+    def changed() -> None:
+        publish_facts(config, "lanes", {lane.name: {"state": lane.state, "reason": lane.reason} for lane in lanes})
+
+    box = Outbox(journal=journal, path=spool.path, log=log, changed=changed)
+    lanes += [Lane(options.name, adapter(config, options), box) for options in config.destinations]
+    retainer = _retainer(config, journal, spool, log)
+    workers = [Worker(f"lane-{lane.name}", lane.run, life, log) for lane in lanes]
+    workers.append(Worker("retain", lambda: retainer.run(life.stopping), life, log))
+    changed()
+    life.ready()
+    log("forwarding", destinations=len(lanes))
+    while not life.stopping.is_set():
+        bell.wait(SLOW_POLL_S)
+        for lane in lanes:
+            lane.wake()
+        if all(worker.alive for worker in workers):
+            life.beat()
+    for lane in lanes:
+        lane.stop()
+    for worker in workers:
+        worker.join()
+    return max((worker.status for worker in workers), default=EX_OK)
+
+
+def adapter(config: Config, options: DestinationOptions) -> Destination:
+    """What can send to a configured destination."""
+    if isinstance(options, FolderDestination):
+        return Folder(options.path)
+    return DimseNode(
+        Target(
+            host=str(options.host),
+            port=options.port,
+            calling_ae=options.calling_ae or config.ae_title,
+            called_ae=options.called_ae,
+            timeout_s=options.timeout_s,
+            max_pdu=options.max_pdu,
+        )
+    )
+
+
+def _retainer(config: Config, journal: Journal, spool: Spool, log: Log) -> Retainer:
+    return Retainer(
+        Upkeep(
+            journal=journal,
+            remove=spool.remove,
+            keeps={
+                options.name: Keep(commitment=False, keep_ms=int(options.keep_h * HOUR_MS))
+                for options in config.destinations
+            },
+            unowed_keep_ms=UNOWED_KEEP_H * HOUR_MS,
+            log=log,
+        )
+    )

@@ -1,0 +1,89 @@
+"""The receive process: network in, spool, inbox."""
+
+import os
+from collections.abc import Sequence
+
+from appliance import routing
+from appliance.config import Config
+from appliance.dimse.acceptor import Acceptor, listen
+from appliance.dimse.admission import Limits, Peer, Policy
+from appliance.dimse.sop_classes import VERIFICATION, storage_sop_classes
+from appliance.journal.inbox import Routes
+from appliance.life import BEAT_EVERY_S, Life
+from appliance.logs import configure
+from appliance.model import Arrival, Kind, Owed
+from appliance.stages.receive import Inbox, Receiver, discard_unacknowledged, heal
+from appliance.wakeup import Bell
+from appliance.wiring.common import EX_LATCHED, EX_OK, Worker, open_journal, open_spool, publish_facts
+
+
+def run(config: Config, life: Life) -> int:
+    log = configure("receive").info
+    spool = open_spool(config, "received")
+    bell = Bell(config.run_dir, "receive")
+    box = Inbox(
+        journal=open_journal(config, "receive", spool.free_reserve),
+        spool=spool,
+        routes=_routes(config),
+        ring=bell.ring,
+        silence_ms=lambda modality: int(config.series.silence_for(modality) * 1000),
+        max_in_flight=config.receive.associations * 2,
+        fatal=life.stopping.set,
+        log=log,
+    )
+    latched = bool(spool.latched())
+    if not latched:
+        discard_unacknowledged(box)
+    receiver = Receiver(box)
+    listener = listen(str(config.receive.bind), config.receive.port)
+    port = listener.getsockname()[1]
+    publish_facts(config, "receive", {"port": port, "pid": os.getpid()})
+    acceptor = Acceptor(listener, _policy(config), _limits(config), receiver, receiver)
+    serving = Worker("acceptor", acceptor.serve, life, log)
+    life.ready()
+    if latched and not heal(box, life.stopping):
+        return EX_OK
+    closing = Worker("closer", receiver.closer.run, life, log)
+    log("receiving", port=port)
+    while not life.stopping.wait(BEAT_EVERY_S):
+        if serving.alive and closing.alive and not receiver.recorder.stuck:
+            life.beat()
+    acceptor.stop()
+    receiver.closer.stop()
+    serving.join()
+    return EX_LATCHED if receiver.fatal.is_set() else max(serving.status, closing.status)
+
+
+def _routes(config: Config) -> Routes:
+    def routes(arrival: Arrival) -> Sequence[Owed]:
+        facts = routing.Routed(
+            kind=Kind.IMAGE,
+            calling_ae=arrival.calling_ae,
+            modality=arrival.header.modality,
+            sop_class_uid=arrival.sop_class_uid,
+            priority=routing.stated_priority(arrival.header),
+        )
+        return routing.deliveries_for_received(config, facts)
+
+    return routes
+
+
+def _policy(config: Config) -> Policy:
+    served = storage_sop_classes() | set(config.receive.private_sop_classes) | {VERIFICATION}
+    return Policy(
+        ae_title=config.ae_title,
+        any_called_ae=config.receive.any_called_ae,
+        peers=[Peer(ae_title=peer.ae_title, network=peer.address, slots=peer.slots) for peer in config.receive.peers],
+        accepts=served.__contains__,
+    )
+
+
+def _limits(config: Config) -> Limits:
+    options = config.receive
+    return Limits(
+        max_pdu=options.max_pdu,
+        associations=options.associations,
+        associations_per_peer=options.associations_per_peer,
+        idle_s=options.idle_s,
+        min_rate=options.min_rate,
+    )
