@@ -1,0 +1,197 @@
+"""What `engine.yaml` may say, as frozen models (schema 1), and where a manifest contradicts itself.
+
+Knows the words only: files and hashes are checked by `engine_package`, the ops are in `engine_ops`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from appliance.engine_ops import ManifestPart, Postprocess, Preprocess
+
+MAX_FILES = 256
+
+KeyPath = tuple[str | int, ...]
+
+# Each component starts with a letter or digit: no absolute path, no "..", nothing hidden.
+RelativeFile = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$", max_length=200)
+]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Uid = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
+CodeString = Annotated[str, Field(pattern=r"^[A-Z0-9 _]{1,16}$")]  # VR CS, PS3.5 6.2
+Text = Annotated[str, Field(min_length=1, max_length=4000)]
+LongString = Annotated[str, Field(pattern=r"^[^\\\x00-\x1f]{1,64}$")]  # VR LO, PS3.5 6.2
+ShortString = Annotated[str, Field(pattern=r"^[^\\\x00-\x1f]{1,16}$")]  # VR SH, PS3.5 6.2
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.:/-]*$", max_length=128)]  # as exporters name tensors
+Expression = Annotated[str, Field(min_length=1, max_length=64)]
+Tolerance = Annotated[float, Field(ge=0, le=1)]
+
+
+class EngineStatus(StrEnum):
+    REFERENCE = "reference"  #: ours, for demonstration: never states a negative (P6)
+    SITE_ACCEPTED = "site_accepted"  #: a site has signed for it
+
+
+class Scope(StrEnum):
+    """What one job of this engine reads."""
+
+    INSTANCE = "instance"
+    SERIES = "series"
+    STUDY = "study"
+
+
+class CountRange(ManifestPart):
+    min: Annotated[int, Field(ge=1)]
+    max: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("min must not be above max")
+        return self
+
+
+class LengthRange(ManifestPart):
+    min: Annotated[float, Field(gt=0)]
+    max: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("min must not be above max")
+        return self
+
+
+class Accepts(ManifestPart):
+    """`modality` and `sop_class` decide whether the engine is responsible at all; outside the rest is unsuitable."""
+
+    modality: Annotated[tuple[CodeString, ...], Field(min_length=1, max_length=32)]
+    sop_class: Annotated[tuple[Uid, ...], Field(min_length=1, max_length=64)]
+    image_type_excludes: Annotated[tuple[CodeString, ...], Field(max_length=32)] = ()
+    body_part: Annotated[tuple[CodeString, ...], Field(max_length=64)] = ()
+    view: Annotated[tuple[CodeString, ...], Field(max_length=32)] = ()
+    orientation: Literal["axial", "coronal", "sagittal"] | None = None
+    slices: CountRange | None = None
+    spacing_mm: LengthRange | None = None  #: distance between slices
+
+
+class Prefer(ManifestPart):
+    """Which of several series of a study gives the one result."""
+
+    kernel: Annotated[tuple[Expression, ...], Field(max_length=16)] = ()  #: regular expressions, best first
+    spacing_mm: Annotated[float, Field(gt=0, le=1000)] | None = None
+
+    @field_validator("kernel")
+    @classmethod
+    def _compiles(cls, expressions: tuple[str, ...]) -> tuple[str, ...]:
+        for expression in expressions:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ValueError(f"{expression!r} is no regular expression: {error}") from error
+        return expressions
+
+
+class Tensor(ManifestPart):
+    """An input or output of the model; -1 is a dimension that may have any length."""
+
+    name: Name
+    dtype: Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "bool"]
+    shape: Annotated[tuple[Annotated[int, Field(ge=-1, le=2**31)], ...], Field(max_length=8)]
+
+
+class Code(ManifestPart):
+    """A coded concept (PS3.3 8.8)."""
+
+    value: ShortString
+    scheme: ShortString
+    meaning: LongString
+
+
+class Label(ManifestPart):
+    text: LongString
+    code: Code
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5  #: a score below it is no finding
+
+
+class Golden(ManifestPart):
+    """A case with its known answer: |got - want| <= atol + rtol * |want|."""
+
+    case: RelativeFile
+    atol: Tolerance
+    rtol: Tolerance
+
+
+Tensors = Annotated[tuple[Tensor, ...], Field(min_length=1, max_length=32)]
+Files = Annotated[dict[RelativeFile, Sha256], Field(min_length=1, max_length=MAX_FILES)]
+
+
+class Manifest(ManifestPart):
+    """What `engine.yaml` says, schema 1."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")]
+    id: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
+    version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+([+-][0-9A-Za-z.-]+)?$", max_length=32)]
+    status: EngineStatus
+    title: LongString
+    intended_use: Text
+    licence: Text
+    author: Text
+    training_data: Text
+    scope: Scope
+    one_per: Literal["study"] | None = None
+    prefer: Prefer | None = None
+    accepts: Accepts
+    inputs: Tensors
+    preprocess: Annotated[tuple[Preprocess, ...], Field(max_length=32)]
+    outputs: Tensors
+    postprocess: Postprocess
+    labels: Annotated[dict[Name, Label], Field(min_length=1, max_length=256)]
+    golden: Annotated[tuple[Golden, ...], Field(min_length=1, max_length=64)]
+    model: RelativeFile
+    files: Files
+
+
+def contradictions(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
+    """Where parts that are each well formed do not fit together: the key path, and what is wrong there."""
+    if manifest.one_per is not None and manifest.scope is not Scope.SERIES:
+        yield ("one_per",), "only an engine of scope series can have one result per study"
+    if manifest.prefer is not None and manifest.one_per is None:
+        yield ("prefer",), "means nothing without one_per"
+    yield from _unmade_inputs(manifest)
+    yield from _unknown_names(manifest)
+    named: list[tuple[KeyPath, str]] = [(("model",), manifest.model)]
+    named += [(("golden", index, "case"), golden.case) for index, golden in enumerate(manifest.golden)]
+    yield from ((path, f"{name} is not listed in files") for path, name in named if name not in manifest.files)
+
+
+def _unmade_inputs(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
+    """Every input of the model but one, the image itself, is made by exactly one op."""
+    declared = {tensor.name for tensor in manifest.inputs}
+    made = Counter(name for op in manifest.preprocess for name in op.input_names())
+    for index, op in enumerate(manifest.preprocess):
+        for name in op.input_names():
+            if name not in declared:
+                yield ("preprocess", index), f"makes {name}, which is not an input of the model"
+            elif made[name] > 1:
+                yield ("preprocess", index), f"{name} is made twice"
+    if len(declared - made.keys()) != 1:
+        left = ", ".join(sorted(declared - made.keys())) or "none"
+        yield ("inputs",), f"exactly one input must be the image, the others made by an op; left over: {left}"
+
+
+def _unknown_names(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
+    for key, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        for name, times in Counter(tensor.name for tensor in tensors).items():
+            if times > 1:
+                yield (key,), f"{name} is there {times} times"
+    op = manifest.postprocess
+    for name in sorted(set(op.output_names()) - {tensor.name for tensor in manifest.outputs}):
+        yield ("postprocess",), f"reads {name}, which is not an output of the model"
+    for name in sorted(set(op.label_names()) - manifest.labels.keys()):
+        yield ("postprocess",), f"uses the label {name}, which is not in labels"

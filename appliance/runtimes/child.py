@@ -1,0 +1,221 @@
+"""The runtime child: a program that runs one engine for the process that started it, and knows nothing else.
+
+Started by path, by whatever interpreter the configuration names (Python 3.10 on JetPack 6), so it imports only the
+standard library, numpy and, beside it by path, the one runtime. It never imports the rest of the project.
+
+File descriptor 0 is a Unix stream socket. Both ways go messages of a 4-byte big-endian length and that many bytes of
+JSON; arrays never travel in them but in memory files (memfd_create(2)) that the parent makes, sizes and seals, and
+passes along with the request. One request, one answer, in this order:
+
+    hello                          -> protocol, version, device
+    load   sha256 [model file]     -> inputs, outputs: name, dtype, shape (-1: any length)
+    infer  inputs: name, dtype, shape, offset [memory]  -> outputs: name, dtype, shape; run_ms
+    fetch  offsets, one an output [memory]              -> the memory is filled
+    quit                           -> and the child ends
+
+Each answer has `ok`; where it is false, `reason` ("runtime", "model", "run", "memory") and `detail`. Anything
+unforeseen ends the child with a traceback on stderr, which the parent reads. The end of the socket ends the child.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import hashlib
+import importlib.util
+import json
+import mmap
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO, Dict, List, Protocol, Tuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+PROTOCOL = 1
+HEADER = struct.Struct(">I")
+MAX_MESSAGE = 256 * 1024
+MAX_DETAIL = 500
+RUNTIMES = ("onnx",)
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38  # prctl(2)
+
+Array = NDArray[np.generic]
+Message = Dict[str, Any]
+
+
+class Backend(Protocol):
+    """One runtime. Raises ValueError for a model or input it cannot take, RuntimeError or MemoryError for the rest."""
+
+    version: str
+    device: str
+
+    def load(self, model: bytes) -> Tuple[List[Message], List[Message]]:
+        """Make the one engine ready; what its inputs and outputs are: name, dtype, shape (-1: any length)."""
+        ...
+
+    def run(self, inputs: Dict[str, Array]) -> Dict[str, Array]: ...
+
+
+class Refused(Exception):
+    """A request that gets `ok: false` for an answer."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Wire:
+    """Messages and descriptors over the socket; EOFError when the parent is gone."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    def receive(self) -> Tuple[Message, List[BinaryIO]]:
+        files: List[BinaryIO] = []
+        (size,) = HEADER.unpack(self._read(HEADER.size, files))
+        if size > MAX_MESSAGE:
+            raise EOFError("the parent speaks another protocol")
+        return json.loads(self._read(size, files)), files
+
+    def send(self, message: Message) -> None:
+        body = json.dumps(message).encode()
+        self._socket.sendall(HEADER.pack(len(body)) + body)
+
+    def _read(self, size: int, files: List[BinaryIO]) -> bytes:
+        read = b""
+        while len(read) < size:
+            part, fds, _, _ = socket.recv_fds(self._socket, size - len(read), 1)
+            files += [os.fdopen(fd, "rb", buffering=0) for fd in fds]
+            if not part:
+                raise EOFError("the parent is gone")
+            read += part
+        return read
+
+
+class Worker:
+    """Answers requests with one backend, loaded at `hello`."""
+
+    def __init__(self, runtime: str, threads: int) -> None:
+        self._runtime = runtime
+        self._threads = threads
+        self._backend: Backend
+        self._outputs: Dict[str, Array] = {}
+
+    def answer(self, request: Message, files: List[BinaryIO]) -> Message:
+        do = {"hello": self._hello, "load": self._load, "infer": self._infer, "fetch": self._fetch}
+        try:
+            return {"ok": True, **do[request["do"]](request, files)}
+        except Refused as refused:
+            return {"ok": False, "reason": refused.reason, "detail": str(refused)[:MAX_DETAIL]}
+        except MemoryError as error:
+            return {"ok": False, "reason": "memory", "detail": f"out of memory: {error}"[:MAX_DETAIL]}
+        finally:
+            for file in files:
+                file.close()
+
+    def _hello(self, _request: Message, _files: List[BinaryIO]) -> Message:
+        try:
+            self._backend = _backend(self._runtime, self._threads)
+        except ImportError as error:
+            raise Refused("runtime", f"{self._runtime} cannot be imported by {sys.executable}: {error}") from error
+        return {"protocol": PROTOCOL, "version": self._backend.version, "device": self._backend.device}
+
+    def _load(self, request: Message, files: List[BinaryIO]) -> Message:
+        """What is hashed is what is run: the bytes are read once, and no runtime opens a file."""
+        model = files[0].read()
+        if hashlib.sha256(model).hexdigest() != request["sha256"]:
+            raise Refused("model", "the model's bytes have another sha256")
+        try:
+            inputs, outputs = self._backend.load(model)
+        except (ValueError, RuntimeError) as error:
+            raise Refused("model", f"cannot be loaded: {error}") from error
+        return {"inputs": inputs, "outputs": outputs}
+
+    def _infer(self, request: Message, files: List[BinaryIO]) -> Message:
+        memory = mmap.mmap(files[0].fileno(), 0, access=mmap.ACCESS_READ)
+        inputs = {spec["name"]: _view(memory, spec, spec["offset"]) for spec in request["inputs"]}
+        start = time.perf_counter()
+        try:
+            outputs = self._backend.run(inputs)
+        except (ValueError, RuntimeError) as error:
+            raise Refused("run", str(error)) from error
+        run_ms = (time.perf_counter() - start) * 1000
+        self._outputs = outputs
+        specs = [{"name": name, "dtype": a.dtype.name, "shape": list(a.shape)} for name, a in outputs.items()]
+        return {"outputs": specs, "run_ms": run_ms}
+
+    def _fetch(self, request: Message, files: List[BinaryIO]) -> Message:
+        outputs, self._outputs = self._outputs, {}
+        memory = mmap.mmap(files[0].fileno(), 0)
+        for offset, array in zip(request["offsets"], outputs.values(), strict=True):
+            _view(memory, {"dtype": array.dtype.name, "shape": array.shape}, offset)[...] = array
+        return {}
+
+
+def _view(memory: mmap.mmap, spec: Message, offset: int) -> Array:
+    count = int(np.prod(spec["shape"], dtype=np.int64))
+    flat: Array = np.frombuffer(memory, dtype=np.dtype(spec["dtype"]), count=count, offset=offset)
+    return flat.reshape(spec["shape"])
+
+
+def _backend(runtime: str, threads: int) -> Backend:
+    """The module beside this file, by path: the folder is not on sys.path, where it would hide other packages."""
+    spec = importlib.util.spec_from_file_location(f"scanside_{runtime}", Path(__file__).with_name(f"{runtime}.py"))
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no {runtime}.py beside {__file__}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return cast(Backend, module.open_backend(threads))
+
+
+def confine(memory_mb: int) -> None:
+    """Give up what a runtime does not need; nothing here may fail the child but the memory limit.
+
+    RLIMIT_DATA counts what is really written to, RLIMIT_AS would also count what CUDA and glibc only reserve. The
+    child is the first to go when the machine is short of memory, waits behind the processes that keep images, leaves
+    no core (pixels are patient data) and dies with the thread that started it. It stands in a folder where nobody can
+    put a file, because ONNX Runtime looks there for weights that a model names and its hash does not cover.
+    """
+    os.chdir("/proc")
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = memory_mb << 20 if most == resource.RLIM_INFINITY else min(memory_mb << 20, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    with contextlib.suppress(OSError):
+        os.nice(10)
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # a pipe in core_pattern ignores RLIMIT_CORE
+    prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Runs one engine; started by scanside, not by hand.")
+    parser.add_argument("--runtime", choices=RUNTIMES, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--memory-mb", type=int, required=True)
+    options = parser.parse_args()
+    confine(options.memory_mb)
+    wire = Wire(socket.socket(fileno=os.dup(0)))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # whatever a library reads from stdin, it is not our protocol
+    worker = Worker(options.runtime, options.threads)
+    with contextlib.suppress(EOFError, ConnectionError):
+        request, files = wire.receive()
+        while request["do"] != "quit":
+            wire.send(worker.answer(request, files))
+            request, files = wire.receive()
+        wire.send({"ok": True})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

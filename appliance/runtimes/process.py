@@ -1,0 +1,204 @@
+"""Engines in child processes: the daemon's side. A child can be killed at any moment, and nothing else dies with it.
+
+Promises: `infer` returns checked arrays or raises by its deadline plus the time to reap (`reap_s`); a child that
+failed in any way is killed at once and started anew by the next call; no descriptor, memory or process is left over,
+but for a child that even SIGKILL does not end (stuck in a driver): it is listed in `ChildRuntime.abandoned`, and while
+it is there no other is started.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from appliance.errors import RuntimeFailed
+from appliance.model import Reason
+from appliance.ports import Array
+from appliance.runtimes.channel import ArraySpec, Done, Hello, Loaded, Patience, Ran, TensorSpec
+from appliance.runtimes.memory import layout, memory_file, read_array, write_array
+from appliance.runtimes.spawn import Child, ChildSettings
+
+__all__ = ["ChildEngine", "ChildRuntime", "ChildSettings"]
+
+
+class ChildRuntime:
+    """A ports.Runtime: one child for each loaded engine.
+
+    A child dies with the thread that called `load` (or `infer`, where that started it anew), not only with the
+    process: that thread should live as long as its engine.
+    """
+
+    def __init__(self, settings: ChildSettings) -> None:
+        self.name = settings.runtime
+        self._settings = settings
+        self._unreaped: list[Child] = []
+
+    @property
+    def abandoned(self) -> tuple[int, ...]:
+        """Process ids of children that were killed and are still there: "AI off"."""
+        self._unreaped = [child for child in self._unreaped if not child.ended]
+        return tuple(child.pid for child in self._unreaped)
+
+    def probe(self) -> str:
+        """Why no child can start or find its runtime, "" if one can. Raises nothing."""
+        try:
+            child, _ = self.start(self.load_patience())
+        except RuntimeFailed as error:
+            return str(error)
+        child.quit()
+        self.bury(child)
+        return ""
+
+    def load(self, model: Path, sha256: str) -> "ChildEngine":
+        """Raises RuntimeFailed: NO_ENGINE where interpreter, runtime or model are at fault, else as `infer`."""
+        engine = ChildEngine(self, model, sha256)
+        engine.start(self.load_patience())
+        return engine
+
+    def start(self, patience: Patience) -> tuple[Child, Hello]:
+        """A child that has said hello. Raises RuntimeFailed."""
+        if self.abandoned:
+            raise RuntimeFailed(Reason.ENGINE_FAILED, f"killed, but not gone: process {self.abandoned[0]}; AI is off")
+        child = Child(self._settings)
+        with ExitStack() as undo:
+            undo.callback(self.bury, child)
+            hello = child.ask({"do": "hello"}, Hello, patience, lost=Reason.NO_ENGINE)
+            undo.pop_all()
+        return child, hello
+
+    def bury(self, child: Child) -> None:
+        """Kill it and wait; give it up after `reap_s`."""
+        if not child.kill(self._settings.reap_s):
+            self._unreaped.append(child)
+
+    def output_limit(self) -> int:
+        return self._settings.memory_mb << 20
+
+    def load_patience(self) -> Patience:
+        return Patience.of("load", self._settings.load_deadline_s)
+
+
+class ChildEngine:
+    """A ports.LoadedEngine. Used by one thread."""
+
+    def __init__(self, runtime: ChildRuntime, model: Path, sha256: str) -> None:
+        self.runtime = runtime.name
+        self.runtime_version = ""
+        self.device = ""
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self.last_run_ms = 0.0  #: inside the runtime's own run call, as measured in the child
+        self._runtime = runtime
+        self._model = model
+        self._sha256 = sha256
+        self._child: Child | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, None while there is none."""
+        return None if self._child is None else self._child.pid
+
+    def start(self, patience: Patience) -> None:
+        """Start a child and load the model there. Raises RuntimeFailed, and then there is no child."""
+        patience = patience.at_most(self._runtime.load_patience())
+        with ExitStack() as undo, _opened(self._model) as fd:
+            undo.callback(self._discard)
+            self._child, hello = self._runtime.start(patience)
+            loaded = self._child.ask({"do": "load", "sha256": self._sha256}, Loaded, patience, [fd])
+            undo.pop_all()
+        self.runtime_version, self.device = hello.version, hello.device
+        self.inputs, self.outputs = loaded.inputs, loaded.outputs
+
+    def infer(
+        self, inputs: Mapping[str, Array], deadline_s: float, cancelled: Callable[[], bool] = lambda: False
+    ) -> dict[str, Array]:
+        """Run once, in a new child if the last one is gone. NaN passes: what an answer means is not known here.
+
+        Raises RuntimeFailed with the reason DEADLINE or ENGINE_FAILED, or RuntimeCancelled; the child is killed then,
+        unless it was the inputs that do not fit the model.
+        """
+        self._check_inputs(inputs)
+        patience = Patience.of("inference", deadline_s, cancelled)
+        with ExitStack() as undo:
+            undo.callback(self._discard)
+            child = self._living_child(patience)
+            ran = self._run(child, inputs, patience)
+            outputs = self._fetch(child, ran.outputs, patience)
+            undo.pop_all()
+        self.last_run_ms = ran.run_ms
+        return outputs
+
+    def close(self) -> None:
+        """May be called again. An engine that is used after it starts a new child."""
+        if self._child is not None:
+            self._child.quit()
+        self._discard()
+
+    def _check_inputs(self, inputs: Mapping[str, Array]) -> None:
+        specs = {spec.name: spec for spec in self.inputs}
+        problems = [f"{name} is missing" for name in sorted(specs.keys() - inputs.keys())]
+        problems += [f"{name} is no input of the model" for name in sorted(inputs.keys() - specs.keys())]
+        known = sorted(specs.keys() & inputs.keys())
+        problems += filter(None, (specs[name].mismatch(inputs[name].dtype, inputs[name].shape) for name in known))
+        if problems:
+            raise RuntimeFailed(Reason.ENGINE_FAILED, f"wrong input: {'; '.join(problems)}")
+
+    def _living_child(self, patience: Patience) -> Child:
+        if self._child is None or self._child.ended:
+            self._discard()
+            self.start(patience)
+        if self._child is None:
+            raise RuntimeFailed(Reason.ENGINE_FAILED, "no child")
+        return self._child
+
+    def _run(self, child: Child, inputs: Mapping[str, Array], patience: Patience) -> Ran:
+        offsets, size = layout([array.nbytes for array in inputs.values()])
+        specs = [
+            {"name": name, "dtype": array.dtype.name, "shape": array.shape, "offset": offset}
+            for (name, array), offset in zip(inputs.items(), offsets, strict=True)
+        ]
+        with _shortage_told(), memory_file(size) as fd:
+            for array, offset in zip(inputs.values(), offsets, strict=True):
+                write_array(fd, offset, array)
+            return child.ask({"do": "infer", "inputs": specs}, Ran, patience, [fd])
+
+    def _fetch(self, child: Child, specs: Sequence[ArraySpec], patience: Patience) -> dict[str, Array]:
+        """The outputs, copied out of the child's reach. Their kinds and sizes are checked before a byte is given."""
+        if [spec.name for spec in specs] != [spec.name for spec in self.outputs]:
+            raise RuntimeFailed(Reason.ENGINE_FAILED, "the outputs are not those of the model")
+        for promised, given in zip(self.outputs, specs, strict=True):
+            if text := promised.mismatch(np.dtype(given.dtype), given.shape):
+                raise RuntimeFailed(Reason.ENGINE_FAILED, f"wrong output: {text}")
+        offsets, size = layout([spec.size for spec in specs])
+        if size > self._runtime.output_limit():
+            raise RuntimeFailed(Reason.ENGINE_FAILED, f"the outputs take {size} bytes: over the memory limit")
+        with _shortage_told(), memory_file(size) as fd:
+            child.ask({"do": "fetch", "offsets": offsets}, Done, patience, [fd])
+            return {s.name: read_array(fd, at, s.dtype, s.shape) for s, at in zip(specs, offsets, strict=True)}
+
+    def _discard(self) -> None:
+        if self._child is not None:
+            child, self._child = self._child, None
+            self._runtime.bury(child)
+
+
+@contextmanager
+def _opened(model: Path) -> Iterator[int]:
+    try:
+        fd = os.open(model, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise RuntimeFailed(Reason.NO_ENGINE, f"{model.name} cannot be read: {error.strerror}") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _shortage_told() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        raise RuntimeFailed(Reason.ENGINE_FAILED, f"no memory to pass arrays: {error}") from error
