@@ -53,6 +53,9 @@ class LungHull(PreprocessOp):
     close_mm: Millimetres = 12.0
     min_ml: Annotated[float, Field(gt=0)] = 100.0  #: an air space smaller than this is no lung
 
+    def input_names(self) -> tuple[str, ...]:
+        return (self.output,)
+
 
 class CropToMask(PreprocessOp):
     """All arrays cut to the mask's bounding box and a margin, each size a multiple of `multiple_of` voxels."""

@@ -45,7 +45,10 @@ BASE: dict[str, Any] = {
         "slices": {"min": 20, "max": 2000},
         "spacing_mm": {"min": 0.3, "max": 5.0},
     },
-    "inputs": [{"name": "volume", "dtype": "float32", "shape": [1, 1, -1, -1, -1]}],
+    "inputs": [
+        {"name": "volume", "dtype": "float32", "shape": [1, 1, -1, -1, -1]},
+        {"name": "lungs", "dtype": "float32", "shape": [1, 1, -1, -1, -1]},
+    ],
     "preprocess": [
         {"op": "resample", "spacing_mm": 2.0},
         {"op": "lung_hull", "output": "lungs"},

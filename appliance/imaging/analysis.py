@@ -1,0 +1,145 @@
+"""What the analyse process calls: files in, model inputs out; model outputs in, a conclusion out.
+
+prepared = prepare(package, paths, workdir)             CannotAnalyse: "not analysed: reason"
+reading = conclude(package, prepared, engine.infer(prepared.inputs, ...))
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.engine_manifest import Manifest, Scope
+from appliance.engine_ops import LabelScores, LesionCandidates
+from appliance.engine_package import EnginePackage
+from appliance.errors import CannotAnalyse
+from appliance.imaging import acceptance, findings, geometry, preprocess, volume
+from appliance.imaging.film import Film, read_film
+from appliance.imaging.findings import Said
+from appliance.imaging.geometry import Stack
+from appliance.imaging.headers import ImageHeader, read_header
+from appliance.imaging.preprocess import ModelImage
+from appliance.imaging.volume import Volume
+from appliance.model import Conclusion, Extent, Finding, Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Inputs for the model, and what `conclude` needs to place its answer in the source images.
+
+    A volume stays mapped from `workdir`: remove that folder only after `conclude`.
+    """
+
+    inputs: dict[str, NDArray[np.generic]]
+    extent: Extent
+    headers: tuple[ImageHeader, ...]
+    source: Volume | Film
+    image: ModelImage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What the engine says of one subject. `measures` are its named numbers, findings are best first."""
+
+    conclusion: Conclusion
+    findings: tuple[Finding, ...]
+    measures: dict[str, float]
+
+
+def prepare(package: EnginePackage, paths: Sequence[Path], workdir: Path) -> Prepared:
+    """Read the files (one series, or one film), check them against the manifest, make the model's inputs.
+
+    Raises CannotAnalyse, or RuntimeFailed where `workdir` has no room. Writes `workdir`/volume.int16 for a series.
+    """
+    manifest = package.manifest
+    headers = acceptance.suitable([read_header(path) for path in paths], manifest.accepts)
+    if manifest.scope is Scope.INSTANCE:
+        return _prepare_film(manifest, headers)
+    stack = geometry.stack(headers, manifest.accepts.orientation)
+    acceptance.check_stack(stack, manifest.accepts)
+    source = volume.build(stack, workdir)
+    image = preprocess.run(manifest.preprocess, source.hu, source.voxel_mm)
+    return Prepared(
+        inputs=_inputs(manifest, image),
+        extent=_extent(stack, len(paths)),
+        headers=tuple(headers),
+        source=source,
+        image=image,
+    )
+
+
+def conclude(package: EnginePackage, prepared: Prepared, outputs: Mapping[str, NDArray[np.generic]]) -> Reading:
+    """What the model's outputs mean. Raises RuntimeFailed(ENGINE_FAILED) where they are nonsense."""
+    said = _read(package.manifest, prepared, outputs)
+    conclusion = Conclusion.FINDING if said.findings else Conclusion.NO_FINDING
+    return Reading(conclusion=conclusion, findings=said.findings, measures=said.measures)
+
+
+def closed_geometry(paths: Sequence[Path]) -> bool:
+    """Whether the slices that are there form one uniform stack without gaps: enough for a provisional run."""
+    try:
+        return geometry.is_closed([read_header(path) for path in paths])
+    except CannotAnalyse:
+        return False
+
+
+def preference(package: EnginePackage, paths: Sequence[Path]) -> tuple[int, float, int, str]:
+    """Sort key of a series among those of a study (one_per: study), lower = preferred. Unreadable files count last."""
+    headers = []
+    for path in paths:
+        try:
+            headers.append(read_header(path))
+        except CannotAnalyse:
+            continue
+    return acceptance.rank(headers, package.manifest.prefer)
+
+
+def _prepare_film(manifest: Manifest, headers: Sequence[ImageHeader]) -> Prepared:
+    if len(headers) != 1:
+        raise CannotAnalyse(Reason.UNSUITABLE, f"{len(headers)} images, the engine reads one film")
+    film = read_film(headers[0])
+    spacing = headers[0].pixel_spacing or (float("nan"), float("nan"))
+    image = preprocess.run(manifest.preprocess, film.image, spacing)
+    rows, columns = film.image.shape
+    extent = Extent(
+        series_instance_uid=headers[0].series_instance_uid, instances=1, text=f"1 image, {columns} x {rows} pixels"
+    )
+    return Prepared(inputs=_inputs(manifest, image), extent=extent, headers=tuple(headers), source=film, image=image)
+
+
+def _inputs(manifest: Manifest, image: ModelImage) -> dict[str, NDArray[np.generic]]:
+    """Named as the manifest says; the image is the one input that no op makes. Batch and channel axes lead."""
+    inputs = {}
+    for tensor in manifest.inputs:
+        array = image.masks.get(tensor.name, image.image)
+        array = np.ascontiguousarray(array, tensor.dtype).reshape(1, 1, *array.shape)
+        if len(array.shape) != len(tensor.shape) or any(
+            wanted not in (-1, size) for wanted, size in zip(tensor.shape, array.shape, strict=True)
+        ):
+            raise CannotAnalyse(Reason.NO_ENGINE, f"{tensor.name}: {array.shape} does not fit {tensor.shape}")
+        inputs[tensor.name] = array
+    return inputs
+
+
+def _read(manifest: Manifest, prepared: Prepared, outputs: Mapping[str, NDArray[np.generic]]) -> Said:
+    op, source = manifest.postprocess, prepared.source
+    if isinstance(op, LesionCandidates) and isinstance(source, Volume):
+        return findings.lesion_candidates(op, manifest.labels, source, prepared.image, outputs)
+    if isinstance(op, LabelScores) and isinstance(source, Film):
+        return findings.label_scores(op, manifest.labels, source, outputs)
+    raise CannotAnalyse(Reason.NO_ENGINE, f"the op {op.op} does not work on this kind of image")
+
+
+def _extent(stack: Stack, files: int) -> Extent:
+    first, last = stack.slices[0], stack.slices[-1]
+    count = len(stack.slices)
+    left_out = f", {files - count} of {files} images left out" if files > count else ""
+    return Extent(
+        series_instance_uid=first.header.series_instance_uid,
+        instances=count,
+        first_mm=round(first.along, 2),
+        last_mm=round(last.along, 2),
+        text=f"{count} slices, {last.along - first.along:.0f} mm, spacing {stack.spacing:.1f} mm{left_out}",
+    )

@@ -1,0 +1,140 @@
+"""From a model's outputs to findings: what each postprocess op means, after the outputs were found to be sane.
+
+A model that answers nonsense (NaN, a wrong shape, a score outside 0..1, a radius of a metre) gives RuntimeFailed and no
+finding at all. Boxes are measured here, within the image, never taken from a model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.engine_manifest import Label
+from appliance.engine_ops import LabelScores, LesionCandidates
+from appliance.errors import RuntimeFailed
+from appliance.imaging import candidates
+from appliance.imaging.candidates import Candidate, ScoreVolume
+from appliance.imaging.film import Film
+from appliance.imaging.measure import Seed, measure
+from appliance.imaging.preprocess import ModelImage
+from appliance.imaging.volume import Volume
+from appliance.model import Finding, Reason
+
+MAX_RADIUS_MM = 100.0
+Outputs = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What an op made of the outputs: findings with the best first, and named numbers."""
+
+    findings: tuple[Finding, ...]
+    measures: dict[str, float]
+
+
+def lesion_candidates(
+    op: LesionCandidates, labels: Mapping[str, Label], volume: Volume, image: ModelImage, outputs: Outputs
+) -> Said:
+    """Ranked candidates, measured. Raises RuntimeFailed."""
+    shape = (1, 1, *image.image.shape)
+    said = ScoreVolume(
+        score=_scores(outputs, op.score, shape)[0, 0],
+        radius_mm=_finite(outputs, op.radius, shape)[0, 0],
+        hu=image.image.astype(np.float32, copy=False),
+        mask=image.masks[op.mask],
+        voxel_mm=image.grid.spacing_mm,
+    )
+    if said.radius_mm.min() < 0 or said.radius_mm.max() > MAX_RADIUS_MM:
+        raise _nonsense(f"{op.radius} lies outside 0..{MAX_RADIUS_MM} mm")
+    found = candidates.find(said, labels[op.label].threshold, op.solid_hu)
+    middle = _middle_of(said.mask, image, volume)
+    findings: list[Finding] = []
+    for candidate in found:
+        finding = _lesion(op, candidate, volume, image, middle)
+        if finding is not None and len(findings) < op.max_findings and not _repeats(finding, findings):
+            findings.append(finding)
+    lung_ml = float(np.count_nonzero(said.mask)) * float(np.prod(said.voxel_mm)) / 1000
+    return Said(findings=tuple(findings), measures={"candidates": float(len(findings)), "lung_hull_ml": round(lung_ml)})
+
+
+def label_scores(op: LabelScores, labels: Mapping[str, Label], film: Film, outputs: Outputs) -> Said:
+    """One finding for each label at or above its threshold; every score is a measure. Raises RuntimeFailed."""
+    scores = _scores(outputs, op.scores, (1, len(op.labels)))[0]
+    rows, columns = film.image.shape
+    findings = []
+    for name, value in zip(op.labels, scores, strict=True):
+        left, top, right, bottom = op.regions.get(name, (0.0, 0.0, 1.0, 1.0))
+        if value >= labels[name].threshold:
+            box = (left * columns, top * rows, right * columns, bottom * rows)
+            findings.append(
+                Finding(label=name, score=float(value), sop_instance_uid=film.header.sop_instance_uid, box=box)
+            )
+    findings.sort(key=lambda finding: -finding.score)
+    measures = {name: round(float(value), 4) for name, value in zip(op.labels, scores, strict=True)}
+    return Said(findings=tuple(findings), measures=measures)
+
+
+def _lesion(
+    op: LesionCandidates, candidate: Candidate, volume: Volume, image: ModelImage, middle_mm: float
+) -> Finding | None:
+    seed = Seed(
+        centre=image.grid.to_source(candidate.index),
+        radius_mm=candidate.radius_mm,
+        hull=image.masks[op.mask],
+        grid=image.grid,
+    )
+    measured = measure(volume, seed, op.solid_hu)
+    if measured is None or measured.long_axis_mm < op.min_diameter_mm:
+        return None
+    centre = volume.stack.to_patient(measured.centre)
+    return Finding(
+        label=op.label,
+        score=round(min(candidate.score, 1.0), 4),
+        sop_instance_uid=volume.stack.slices[measured.key_slice].header.sop_instance_uid,
+        box=measured.box,
+        laterality="R" if centre[0] < middle_mm else "L",
+        centre_mm=(round(centre[0], 1), round(centre[1], 1), round(centre[2], 1)),
+        long_axis_mm=round(measured.long_axis_mm, 1),
+        short_axis_mm=round(measured.short_axis_mm, 1),
+        volume_mm3=round(measured.volume_mm3, 1),
+    )
+
+
+def _repeats(finding: Finding, others: list[Finding]) -> bool:
+    """Two peaks in one lesion: measured from either, it has the same centre to within half its short axis."""
+    return any(
+        np.linalg.norm(np.subtract(finding.centre_mm or (), other.centre_mm or ()))
+        < 0.5 * max(finding.short_axis_mm or 0, other.short_axis_mm or 0)
+        for other in others
+    )
+
+
+def _middle_of(mask: NDArray[np.float32], image: ModelImage, volume: Volume) -> float:
+    """Where x in mm is half-way between the outermost lung columns: sides are told from there, not from the table."""
+    columns = np.flatnonzero((mask > 0).any(axis=(0, 1)))
+    middle = (0.0, 0.0, float(columns[0] + columns[-1]) / 2)
+    return volume.stack.to_patient(image.grid.to_source(middle))[0]
+
+
+def _nonsense(what: str) -> RuntimeFailed:
+    return RuntimeFailed(Reason.ENGINE_FAILED, f"the engine answered nonsense: {what}")
+
+
+def _finite(outputs: Outputs, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    if name not in outputs:
+        raise _nonsense(f"no {name}")
+    output = outputs[name]
+    if output.shape != shape:
+        raise _nonsense(f"{name} has the shape {output.shape}, not {shape}")
+    values = output.astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise _nonsense(f"{name} is not finite")
+    return values
+
+
+def _scores(outputs: Outputs, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    values = _finite(outputs, name, shape)
+    if values.min() < 0 or values.max() > 1:
+        raise _nonsense(f"{name} lies outside 0..1")
+    return values

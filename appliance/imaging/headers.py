@@ -1,0 +1,304 @@
+"""Image headers as values: what geometry, pixel layout and acceptance rules need, nothing of the patient.
+
+One reader for all that is analysed (classic and enhanced CT, CR, DX, secondary capture). Whatever is wrong with a
+file, callers see CannotAnalyse(Reason.UNDECODABLE) and nothing else; its text never quotes a value of the file.
+"""
+
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag
+from pydicom.uid import UID
+
+from appliance.errors import CannotAnalyse
+from appliance.model import Reason
+
+Vector = tuple[float, float, float]
+
+#: Everything that pydicom, its decoders and the standard library were seen to raise on damaged files.
+PARSE_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    BytesLengthException,
+    EOFError,
+    ImportError,
+    InvalidDicomError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_LONG_VRS = (b"OB", b"OW", b"UN", b"OD", b"OF", b"OL", b"OV")
+_PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelLayout:
+    """How the pixels lie in the file (PS3.3 C.7.6.3, PS3.5 8)."""
+
+    transfer_syntax_uid: UID
+    rows: int
+    columns: int
+    frames: int
+    samples_per_pixel: int
+    photometric: str
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    padding: tuple[int, int] | None  #: PixelPaddingValue and range limit as unsigned patterns of BitsAllocated
+    offset: int  #: of the value of Pixel Data in the file; 0 = no pixel data
+    length: int | None  #: bytes of that value; None = encapsulated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plane:
+    """One slice in space, and how its stored values become HU (PS3.3 C.7.6.2, C.11.1)."""
+
+    frame: int
+    position: Vector
+    row_direction: Vector  #: of increasing columns
+    column_direction: Vector  #: of increasing rows
+    pixel_spacing: tuple[float, float]  #: between rows, between columns, in mm
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageHeader:
+    """One file. `planes` is empty where it has no place in space (radiographs)."""
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    modality: str
+    image_type: tuple[str, ...]
+    body_part: str
+    view_position: str
+    kernels: tuple[str, ...]
+    tilt: float  #: GantryDetectorTilt in degrees
+    slice_thickness: float | None
+    pixel_spacing: tuple[float, float] | None  #: None where absent or not positive: no millimetres
+    slope: float
+    intercept: float
+    layout: PixelLayout
+    planes: tuple[Plane, ...]
+
+
+@contextmanager
+def parsing(what: str) -> Iterator[None]:
+    """Turn every failure to parse or decode into CannotAnalyse(UNDECODABLE): "<what> cannot be read (KeyError)".
+
+    The cause is dropped on purpose: pydicom quotes element values, which may identify the patient (P10).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except PARSE_FAILURES as error:
+        raise CannotAnalyse(Reason.UNDECODABLE, f"{what} cannot be read ({type(error).__name__})") from None
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Read one Part 10 file up to its pixels. Raises CannotAnalyse(UNDECODABLE)."""
+    with parsing("header"), path.open("rb") as file:
+        dataset, syntax = read_elements(file)
+        offset, length = _pixel_element(file, syntax)
+        return _header(path, dataset, _layout(dataset, syntax, offset, length))
+
+
+def read_elements(file: BinaryIO) -> tuple[Dataset, UID]:
+    """The elements before the pixels, and the transfer syntax; leaves `file` at the pixel data.
+
+    Not dcmread, because that inflates a deflated data set without a limit. Call it within `parsing`.
+    """
+    read_preamble(file, force=False)
+    meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_after_meta)
+    syntax = UID(meta[0x00020010].value)
+    if syntax.is_deflated:
+        raise CannotAnalyse(Reason.UNDECODABLE, "deflated transfer syntaxes are not read")
+    dataset = read_dataset(
+        file,
+        is_implicit_VR=syntax.is_implicit_VR,
+        is_little_endian=syntax.is_little_endian,
+        stop_when=_at_pixels,
+    )
+    return dataset, syntax
+
+
+def _after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:  # noqa: ARG001 - pydicom's signature
+    return tag >> 16 != 2
+
+
+def _at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:  # noqa: ARG001 - pydicom's signature
+    return tag in _PIXEL_DATA
+
+
+def _pixel_element(file: BinaryIO, syntax: UID) -> tuple[int, int | None]:
+    """Offset and length of Pixel Data's value; raises where the declared length passes the end of the file."""
+    order = "<" if syntax.is_little_endian else ">"
+    head = file.read(8)
+    if len(head) < 8:
+        return 0, 0
+    if syntax.is_implicit_VR or head[4:6] not in _LONG_VRS:
+        (length,) = struct.unpack(f"{order}I", head[4:])
+    else:
+        (length,) = struct.unpack(f"{order}I", file.read(4))
+    offset = file.tell()
+    if length == _UNDEFINED_LENGTH:
+        return offset, None
+    end = file.seek(0, 2)
+    if offset + length > end:
+        raise CannotAnalyse(Reason.UNDECODABLE, f"pixel data: {length} bytes declared, {end - offset} in the file")
+    return offset, length
+
+
+def _layout(dataset: Dataset, syntax: UID, offset: int, length: int | None) -> PixelLayout:
+    allocated = int(dataset.get("BitsAllocated") or 0)
+    stored = int(dataset.get("BitsStored") or allocated)
+    high_bit = dataset.get("HighBit")
+    return PixelLayout(
+        transfer_syntax_uid=syntax,
+        rows=int(dataset.get("Rows") or 0),
+        columns=int(dataset.get("Columns") or 0),
+        frames=int(dataset.get("NumberOfFrames") or 1),
+        samples_per_pixel=int(dataset.get("SamplesPerPixel") or 1),
+        photometric=_text(dataset, "PhotometricInterpretation"),
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=stored - 1 if high_bit is None else int(high_bit),
+        signed=int(dataset.get("PixelRepresentation") or 0) == 1,
+        padding=_padding(dataset, allocated),
+        offset=offset,
+        length=length,
+    )
+
+
+def _padding(dataset: Dataset, bits_allocated: int) -> tuple[int, int] | None:
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return None
+    limit = dataset.get("PixelPaddingRangeLimit")
+    mask = (1 << bits_allocated) - 1
+    return int(value) & mask, int(value if limit is None else limit) & mask
+
+
+def _header(path: Path, dataset: Dataset, layout: PixelLayout) -> ImageHeader:
+    thickness = dataset.get("SliceThickness")
+    return ImageHeader(
+        path=path,
+        sop_class_uid=_text(dataset, "SOPClassUID"),
+        sop_instance_uid=_text(dataset, "SOPInstanceUID"),
+        series_instance_uid=_text(dataset, "SeriesInstanceUID"),
+        modality=_text(dataset, "Modality"),
+        image_type=_texts(dataset, "ImageType"),
+        body_part=_text(dataset, "BodyPartExamined"),
+        view_position=_text(dataset, "ViewPosition"),
+        kernels=_texts(dataset, "ConvolutionKernel"),
+        tilt=_number(dataset.get("GantryDetectorTilt") or 0),
+        slice_thickness=None if thickness is None else _number(thickness),
+        pixel_spacing=_pixel_spacing(dataset),
+        slope=_number(dataset.get("RescaleSlope") or 1),
+        intercept=_number(dataset.get("RescaleIntercept") or 0),
+        layout=layout,
+        planes=_planes(dataset, layout),
+    )
+
+
+def _planes(dataset: Dataset, layout: PixelLayout) -> tuple[Plane, ...]:
+    """One plane for a classic image; one per frame from the functional groups (PS3.3 C.7.6.16) for an enhanced one."""
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
+    if per_frame is None:
+        has_place = dataset.get("ImagePositionPatient") and dataset.get("ImageOrientationPatient")
+        return (_plane((dataset,), 0),) if has_place and _pixel_spacing(dataset) else ()
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    return tuple(
+        _plane((_macros(frame), _macros(shared[0])), index) for index, frame in enumerate(per_frame[: layout.frames])
+    )
+
+
+_MACROS = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+)
+
+
+def _macros(group: Dataset) -> Dataset:
+    """The elements of the functional group macros that a plane needs, flattened into one data set."""
+    flat = Dataset()
+    for macro in _MACROS:
+        for item in (group.get(macro) or ())[:1]:
+            flat.update(item)
+    return flat
+
+
+def _plane(sources: Sequence[Dataset], frame: int) -> Plane:
+    """A plane from the first source that has each element. Raises AttributeError where none has it."""
+
+    def first(keyword: str) -> Sequence[float]:
+        values = next((source[keyword].value for source in sources if keyword in source), None)
+        if values is None:
+            raise AttributeError(keyword)
+        return [_number(value) for value in (values if hasattr(values, "__len__") else [values])]
+
+    x, y, z = first("ImagePositionPatient")
+    cosines = first("ImageOrientationPatient")
+    row_spacing, column_spacing = first("PixelSpacing")
+    if min(row_spacing, column_spacing) <= 0:
+        raise ValueError("PixelSpacing")
+    has_rescale = any("RescaleSlope" in source for source in sources)
+    return Plane(
+        frame=frame,
+        position=(x, y, z),
+        row_direction=(cosines[0], cosines[1], cosines[2]),
+        column_direction=(cosines[3], cosines[4], cosines[5]),
+        pixel_spacing=(row_spacing, column_spacing),
+        slope=first("RescaleSlope")[0] if has_rescale else 1.0,
+        intercept=first("RescaleIntercept")[0] if has_rescale else 0.0,
+    )
+
+
+def _pixel_spacing(dataset: Dataset) -> tuple[float, float] | None:
+    values = dataset.get("PixelSpacing")
+    if not isinstance(values, MultiValue) or len(values) != 2 or "" in values:
+        return None
+    rows, columns = (_number(value) for value in values)
+    return (rows, columns) if min(rows, columns) > 0 else None
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip()
+
+
+def _texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    values = dataset.get(keyword) or ()
+    return tuple(str(value).strip() for value in ([values] if isinstance(values, str) else values))
+
+
+def _number(value: object) -> float:
+    number = float(str(value))
+    if not math.isfinite(number):
+        raise ValueError("not a finite number")
+    return number

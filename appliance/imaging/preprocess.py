@@ -1,0 +1,133 @@
+"""The declared preparation of an image for a model: what each op of engine_ops does, in NumPy.
+
+The image is a volume in HU (z, y, x) or a film (y, x) within [0, 1]; `run` carries it and the arrays made from it
+through the steps, together with the grid that says where each element lies in the source.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.engine_ops import (
+    CropToMask,
+    Letterbox,
+    LungHull,
+    PercentileWindow,
+    PreprocessOp,
+    Resample,
+    Window,
+)
+from appliance.errors import CannotAnalyse
+from appliance.imaging.grid import Float, Grid, identity, isotropic
+from appliance.imaging.lungs import lung_hull
+from appliance.model import Reason
+
+MAX_ELEMENTS = 2**24  #: of what a model gets: 64 MB each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelImage:
+    """`image` and the named `masks`, all of one shape, on `grid` in the source image."""
+
+    image: NDArray[np.generic]
+    masks: dict[str, Float]
+    grid: Grid
+
+
+def run(steps: Iterable[PreprocessOp], image: NDArray[np.generic], spacing_mm: tuple[float, ...]) -> ModelImage:
+    """Apply the steps in order. Raises CannotAnalyse(UNSUITABLE) where an op cannot work on this image."""
+    state = ModelImage(image=image, masks={}, grid=identity(spacing_mm))
+    for step in steps:
+        state = _apply(step, state)
+    if state.image.size > MAX_ELEMENTS:
+        raise CannotAnalyse(Reason.UNSUITABLE, f"{state.image.size} elements are too many for the model")
+    return state
+
+
+def _apply(step: PreprocessOp, state: ModelImage) -> ModelImage:
+    match step:
+        case Resample():
+            image, grid = isotropic(_volume(state.image), state.grid.spacing_mm, step.spacing_mm)
+            return replace(state, image=image, grid=grid)
+        case LungHull():
+            return _with_hull(step, state)
+        case CropToMask():
+            return _cropped(step, state)
+        case Window():
+            return replace(state, image=_windowed(state.image, step.low, step.high))
+        case PercentileWindow():
+            low, high = np.percentile(state.image[::4, ::4].astype(np.float32), (step.low, step.high))
+            return replace(state, image=_windowed(state.image, float(low), float(high)))
+        case Letterbox():
+            return _letterboxed(state, step.size)
+    raise CannotAnalyse(Reason.NO_ENGINE, f"the op {step!r} is not known here")
+
+
+def _volume(image: NDArray[np.generic]) -> NDArray[np.int16]:
+    if image.ndim != 3 or image.dtype != np.int16:
+        raise CannotAnalyse(Reason.UNSUITABLE, "resample works on a volume in HU, once")
+    return image.view(np.int16)
+
+
+def _windowed(image: NDArray[np.generic], low: float, high: float) -> Float:
+    scaled = (image.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-6))
+    return np.asarray(np.clip(scaled, 0, 1), np.float32)
+
+
+def _with_hull(step: LungHull, state: ModelImage) -> ModelImage:
+    spacing = state.grid.spacing_mm
+    if state.image.ndim != 3 or max(spacing) > 1.01 * min(spacing):
+        raise CannotAnalyse(Reason.UNSUITABLE, "lung_hull works on an isotropic volume")
+    hull = lung_hull(state.image.astype(np.float32, copy=False), spacing[0], step.close_mm, step.min_ml)
+    return replace(state, masks={**state.masks, step.output: hull.astype(np.float32)})
+
+
+def _cropped(step: CropToMask, state: ModelImage) -> ModelImage:
+    mask = state.masks[step.mask] > 0
+    if not mask.any():
+        raise CannotAnalyse(Reason.UNSUITABLE, f"{step.mask} is empty")
+    start, stop = [], []
+    for axis, mm in enumerate(state.grid.spacing_mm):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        inside = np.flatnonzero(mask.any(axis=others))
+        margin = round(step.margin_mm / mm)
+        start.append(max(0, int(inside[0]) - margin))
+        size = min(mask.shape[axis], int(inside[-1]) + 1 + margin) - start[-1]
+        stop.append(start[-1] + -(-size // step.multiple_of) * step.multiple_of)
+    return ModelImage(
+        image=_cut(state.image, start, stop, mode="edge"),
+        masks={name: _cut(array, start, stop, mode="constant") for name, array in state.masks.items()},
+        grid=state.grid.cut(start),
+    )
+
+
+def _cut(array: Float | NDArray[np.generic], start: list[int], stop: list[int], *, mode: str) -> NDArray[np.float32]:
+    part = array[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+    missing = [(0, b - a - size) for a, b, size in zip(start, stop, part.shape, strict=True)]
+    return np.pad(part.astype(np.float32, copy=False), missing, mode=mode)  # type: ignore[call-overload,no-any-return]
+
+
+def _letterboxed(state: ModelImage, size: int) -> ModelImage:
+    """Area means where the film is reduced, then linear interpolation, on a square centred on the film."""
+    image = state.image.astype(np.float32, copy=False)
+    if image.ndim != 2:
+        raise CannotAnalyse(Reason.UNSUITABLE, "letterbox works on a film")
+    scale = max(image.shape) / size  # source pixels per pixel of the square
+    origin = tuple((length - 1) / 2 - (size - 1) / 2 * scale for length in image.shape)
+    rows, columns = (_areas(length, size, start, scale) for length, start in zip(image.shape, origin, strict=True))
+    grid = Grid(origin=origin, step=(scale, scale), spacing_mm=tuple(mm * scale for mm in state.grid.spacing_mm))
+    return ModelImage(image=rows @ image @ columns.T, masks={}, grid=grid)
+
+
+def _areas(length: int, size: int, origin: float, step: float) -> Float:
+    """Matrix (size, length): triangle filter as wide as the step; beyond the ends the end pixel counts."""
+    centres = origin + np.arange(size)[:, None] * step
+    width = max(step, 1.0)
+    reach = np.arange(-int(np.ceil(width)), int(np.ceil(width)) + 1)
+    taps = np.floor(centres).astype(np.intp) + reach
+    weights = np.maximum(0, 1 - np.abs(taps - centres) / width)
+    matrix = np.zeros((size, length), np.float32)
+    np.add.at(matrix, (np.arange(size)[:, None], np.clip(taps, 0, length - 1)), weights)
+    return np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32)

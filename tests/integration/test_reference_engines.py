@@ -1,0 +1,210 @@
+"""The reference engines as packages, in the real runtime: the phantom, the golden cases, and named public cases."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from appliance import engine_package, phantom
+from appliance.engine_package import EnginePackage
+from appliance.errors import CannotAnalyse
+from appliance.imaging import analysis, render
+from appliance.imaging.analysis import Prepared, Reading
+from appliance.model import Conclusion, Finding, Reason
+from appliance.ports import LoadedEngine
+from appliance.runtimes.process import ChildRuntime, ChildSettings
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MASS = (76, 138, 136, 198)  #: of C3N-00247: columns and rows of the mass that a non-expert saw at z -195
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    package: EnginePackage
+    loaded: LoadedEngine
+
+    def read(self, paths: list[Path], folder: Path) -> tuple[Prepared, Reading]:
+        prepared = analysis.prepare(self.package, paths, folder)
+        return prepared, analysis.conclude(self.package, prepared, self.loaded.infer(prepared.inputs, 60))
+
+
+def started(name: str) -> Iterator[Engine]:
+    package = engine_package.load(ROOT / "engines" / name)
+    runtime = ChildRuntime(ChildSettings(interpreter=Path(sys.executable)))
+    loaded = runtime.load(package.model_path, package.model_sha256)
+    yield Engine(package=package, loaded=loaded)
+    loaded.close()
+
+
+@pytest.fixture(scope="module")
+def lesion() -> Iterator[Engine]:
+    yield from started("ct-lesion")
+
+
+@pytest.fixture(scope="module")
+def acquisition() -> Iterator[Engine]:
+    yield from started("cxr-acquisition")
+
+
+@pytest.fixture(scope="module")
+def ct(tmp_path_factory: pytest.TempPathFactory) -> phantom.Truth:
+    return phantom.write_ct(tmp_path_factory.mktemp("ct"), 11)
+
+
+# The packages.
+
+
+@pytest.mark.parametrize("name", ["lesion", "acquisition"])
+def test_golden_cases_come_out_as_they_must(name: str, request: pytest.FixtureRequest) -> None:
+    engine: Engine = request.getfixturevalue(name)
+    manifest = engine.package.manifest
+    wanted = [tensor.name for tensor in manifest.outputs]
+    for golden in manifest.golden:
+        with np.load(engine.package.folder / golden.case, allow_pickle=False) as case:
+            found = engine.loaded.infer({key: case[key] for key in case.files if key not in wanted}, 60)
+            for output in wanted:
+                assert np.allclose(found[output], case[output], rtol=golden.rtol, atol=golden.atol)
+
+
+def test_a_reference_engine_says_that_it_is_one() -> None:
+    for folder in (ROOT / "engines").iterdir():
+        assert engine_package.load(folder).manifest.status == "reference"
+        assert all(path.stat().st_size < 8_000_000 for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx (extra dev) is not installed")
+def test_the_committed_packages_are_what_the_script_writes() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "make_reference_engines.py"), "--check"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+# CT.
+
+
+def distance(finding: Finding, nodule: phantom.Nodule) -> float:
+    return float(np.linalg.norm(np.subtract(finding.centre_mm or (), nodule.centre_mm)))
+
+
+def test_the_nodules_of_the_phantom_are_found(lesion: Engine, ct: phantom.Truth, tmp_path: Path) -> None:
+    prepared, reading = lesion.read(list(ct.files), tmp_path)
+    assert reading.conclusion is Conclusion.FINDING
+    assert len(reading.findings) <= 10
+    assert prepared.extent.text == "60 slices, 177 mm, spacing 3.0 mm"
+    for nodule in ct.nodules:
+        near = [finding for finding in reading.findings if distance(finding, nodule) < 5]
+        assert len(near) == 1
+        assert near[0].laterality == ("R" if nodule.centre_mm[0] < 0 else "L")
+        assert near[0].long_axis_mm == pytest.approx(nodule.diameter_mm, abs=2)
+
+
+def test_a_phantom_without_nodules_gives_no_finding(lesion: Engine, tmp_path: Path) -> None:
+    truth = phantom.write_ct(tmp_path / "ct", 12, nodules=())
+    assert lesion.read(list(truth.files), tmp_path)[1].conclusion is Conclusion.NO_FINDING
+
+
+def test_the_key_picture_is_the_same_from_the_files_alone(lesion: Engine, ct: phantom.Truth, tmp_path: Path) -> None:
+    prepared, reading = lesion.read(list(ct.files), tmp_path)
+    picture = render.key_picture(list(ct.files), reading.findings)
+    assert picture.shape == (512, 3 * 512, 3)
+    assert picture.dtype == np.uint8
+    assert np.array_equal(picture, render.key_picture(prepared, reading.findings))
+    left, top, _, bottom = reading.findings[0].box
+    edge = picture[round((top + bottom) / 2), round(left) - 1]
+    assert tuple(edge) == render.COLOUR
+
+
+def test_a_slice_less_is_no_reading(lesion: Engine, ct: phantom.Truth, tmp_path: Path) -> None:
+    with pytest.raises(CannotAnalyse, match="about 1 slices missing") as caught:
+        lesion.read([*ct.files[:20], *ct.files[21:]], tmp_path)
+    assert caught.value.reason is Reason.INCOMPLETE
+
+
+def unpacked(real_data: Path, name: str, folder: Path) -> list[Path]:
+    with tarfile.open(real_data / "ct" / f"{name}.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return sorted(folder.rglob("*.dcm"))
+
+
+def test_the_mass_of_c3n_00247_is_the_first_candidate(lesion: Engine, real_data: Path, tmp_path: Path) -> None:
+    prepared, reading = lesion.read(unpacked(real_data, "C3N-00247_LUNG3mm", tmp_path), tmp_path)
+    assert prepared.extent.text == "99 slices, 294 mm, spacing 3.0 mm"
+    assert len(reading.findings) <= 10
+    first = reading.findings[0]
+    assert first.centre_mm is not None
+    assert first.centre_mm[2] == pytest.approx(-195, abs=6)
+    assert MASS[0] < (first.box[0] + first.box[2]) / 2 < MASS[2]
+    assert MASS[1] < (first.box[1] + first.box[3]) / 2 < MASS[3]
+    assert first.laterality == "R"
+
+
+def test_the_thick_slices_of_a0002_are_refused(lesion: Engine, real_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(CannotAnalyse, match=r"slices are 8\.00 mm apart") as caught:
+        lesion.read(unpacked(real_data, "Lung_Dx-A0002_B40f", tmp_path), tmp_path)
+    assert caught.value.reason is Reason.UNSUITABLE
+
+
+# Films.
+
+
+def labels(engine: Engine, film: Path, folder: Path) -> set[str]:
+    return {finding.label for finding in engine.read([film], folder)[1].findings}
+
+
+def changed_film(source: Path, target: Path, change: str) -> Path:
+    """A film turned into its negative, or with a strip of its columns cut off."""
+    dataset = pydicom.dcmread(source)
+    pixels = dataset.pixel_array
+    strip = pixels.shape[1] // 4
+    if change == "negative":
+        pixels = 4095 - pixels
+    else:
+        pixels = np.ascontiguousarray(pixels[:, strip:] if change == "right" else pixels[:, :-strip])
+    dataset.Columns, dataset.PixelData = pixels.shape[1], pixels.tobytes()
+    dataset.save_as(target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("", set()),
+        ("negative", {"inverted"}),
+        ("right", {"lung_clipped_right"}),
+        ("left", {"lung_clipped_left"}),
+    ],
+)
+def test_what_is_wrong_with_a_film_is_named(acquisition: Engine, tmp_path: Path, change: str, found: set[str]) -> None:
+    film = phantom.write_cr(tmp_path / "cr", 4).files[0]
+    film = changed_film(film, tmp_path / "changed.dcm", change) if change else film
+    assert labels(acquisition, film, tmp_path) == found
+
+
+def test_the_key_picture_of_a_film_shows_the_region(acquisition: Engine, tmp_path: Path) -> None:
+    film = changed_film(phantom.write_cr(tmp_path / "cr", 4).files[0], tmp_path / "cut.dcm", "left")
+    _, reading = acquisition.read([film], tmp_path)
+    picture = render.key_picture([film], reading.findings)
+    assert picture.shape == (1024, 768, 3)
+    left, top, *_ = reading.findings[0].box
+    assert tuple(picture[round(top) + 200, round(left) - 1]) == render.COLOUR
+
+
+@pytest.mark.parametrize(
+    ("film", "found"),
+    [
+        ("RG1_UNCR_metastases.dcm", set()),
+        ("SIIM_no-pneumothorax.dcm", set()),
+        ("MONOCHROME1_fake.dcm", {"inverted"}),
+    ],
+)
+def test_public_films(acquisition: Engine, real_data: Path, tmp_path: Path, film: str, found: set[str]) -> None:
+    copy = Path(shutil.copy(real_data / "cxr" / film, tmp_path))
+    assert labels(acquisition, copy, tmp_path) == found
