@@ -5,6 +5,7 @@ watchdog covers; a silent child is the supervisor's business. When the superviso
 """
 
 import argparse
+import fcntl
 import importlib
 import os
 import selectors
@@ -13,17 +14,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from appliance.config import load
+from appliance.config import Config, load
 from appliance.errors import ConfigError, ScansideError
 from appliance.life import READY, Life
 from appliance.logs import configure
-from appliance.wiring.common import EX_FAILED
+from appliance.wiring.common import EX_FAILED, PROCESSES
 
-PROCESSES = ("receive", "analyse", "forward")
 SILENT_S = 60.0
 FIRST_RESTART_S = 0.2
 LAST_RESTART_S = 30.0
@@ -174,12 +175,33 @@ def systemd_notifier() -> Callable[[str], None]:
     return notify
 
 
-def supervise(config_path: Path) -> int:
-    """Run the appliance until it is told to stop. Raises ConfigError before anything starts."""
-    config = load(config_path)
+@contextmanager
+def sole_owner(config: Config) -> Iterator[None]:
+    """Hold the state folder: a second daemon, or `recover` beside one, would undo what the other does.
+
+    The lock ends with the process that holds it, however it ends. Raises ScansideError where another one holds it.
+    """
     config.run_dir.mkdir(parents=True, exist_ok=True)
+    fd = os.open(config.state_dir / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+            raise ScansideError(f"{config.state_dir} is in use: an appliance runs on it (pid {holder})") from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def supervise(config_path: Path) -> int:
+    """Run the appliance until it is told to stop. Raises ConfigError, ScansideError before anything starts."""
+    config = load(config_path)
     log = configure("supervisor").info
-    return Supervisor(config_path=config_path.resolve(), log=log, notify=systemd_notifier()).run()
+    with sole_owner(config):
+        return Supervisor(config_path=config_path.resolve(), log=log, notify=systemd_notifier()).run()
 
 
 def main() -> int:

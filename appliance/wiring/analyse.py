@@ -24,7 +24,7 @@ from appliance.stages.report.context import Built
 from appliance.stages.report.stage import Press, Reporter
 from appliance.stages.report.warm import warm_up
 from appliance.wakeup import SLOW_POLL_S, Bell
-from appliance.wiring.common import EX_OK, Log, Worker, open_journal, open_spool, publish_facts
+from appliance.wiring.common import EX_OK, Log, Worker, join, open_journal, open_spool, publish_facts
 
 JOURNAL_FULL_PAUSE_S = 2.0
 
@@ -36,6 +36,8 @@ class Analysis:
         self._config, self._life, self._log = config, life, log
         spool = open_spool(config, "results")
         journal = open_journal(config, "analyse", spool.free_reserve)
+        join(spool, journal)
+        self.latch = spool.latch
         for name in inbox.unknown_files(journal, spool.files()):
             spool.remove(name)
         self._bell = Bell(config.run_dir, "analyse")
@@ -119,8 +121,8 @@ def run(config: Config, life: Life) -> int:
     log = configure("analyse").info
     analysis = Analysis(config, life, log)
     workers = [
-        Worker("assemble", analysis.assemble_and_report, life, log),
-        Worker("infer", analysis.infer, life, log),
+        Worker("assemble", analysis.assemble_and_report, life, log, analysis.latch),
+        Worker("infer", analysis.infer, life, log, analysis.latch),
     ]
     life.ready()
     log("analysing")

@@ -4,12 +4,16 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from appliance.config import Config
 from appliance.errors import StoreFailed
 from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.spool import Reserve, Spool
+
+#: What an appliance consists of, each a module of this package.
+PROCESSES = ("receive", "analyse", "forward")
 
 EX_OK = 0
 EX_FAILED = 70  #: a process loop failed: the supervisor starts it anew
@@ -36,20 +40,40 @@ def open_journal(config: Config, process: str, on_full: Callable[[], bool] = lam
     return Journal(config.journal_path, process, on_full=on_full)
 
 
+def join(spool: Spool, journal: Journal) -> None:
+    """Make sure that this journal knows the spool's files: what it does not know is removed, as never acknowledged.
+
+    Raises StoreFailed where the journal was lost or exchanged.
+    """
+    owner = spool.owner()
+    if owner == journal.identity:
+        return
+    if owner or not spool.is_empty():
+        raise StoreFailed(
+            "the spool's files belong to another journal, which is lost or was exchanged:"
+            " `scanside recover` makes a new one from the spool"
+        )
+    spool.own(journal.identity)
+
+
 def publish_facts(config: Config, name: str, facts: dict[str, object]) -> None:
     """Facts of this run for `status` (a port, the state of lanes): replaced whole, lost with no harm."""
     target = config.run_dir / f"{name}.json"
-    temporary = target.with_name(f".{name}.{os.getpid()}")
-    temporary.write_text(json.dumps(facts))
-    temporary.rename(target)
+    temporary = target.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}")
+    with suppress(OSError):  # of a full disk, say: it must not stop what would empty it
+        temporary.write_text(json.dumps(facts))
+        temporary.rename(target)
 
 
 class Worker:
-    """A thread of a process loop: when it fails the process ends, and the supervisor starts it anew."""
+    """A thread of a process loop: when it fails the process ends, and the supervisor starts it anew.
 
-    def __init__(self, name: str, run: Callable[[], None], life: Life, log: Log) -> None:
+    `latch` is told why the store cannot be trusted any more, before anything else.
+    """
+
+    def __init__(self, name: str, run: Callable[[], None], life: Life, log: Log, latch: Callable[[str], None]) -> None:
         self.status = EX_OK
-        self._run, self._life, self._log = run, life, log
+        self._run, self._life, self._log, self._latch = run, life, log, latch
         self._thread = threading.Thread(target=self._guard, name=name, daemon=True)
         self._thread.start()
 
@@ -64,6 +88,7 @@ class Worker:
         try:
             self._run()
         except StoreFailed as error:
+            self._latch(str(error))
             self.status = EX_LATCHED
             self._log("store_failed", worker=self._thread.name, reason=str(error))
         except Exception as error:

@@ -1,12 +1,12 @@
 """The forward process: a lane per destination, and the upkeep of spool and journal."""
 
-from appliance.config import Config, FolderDestination
+from appliance.config import Config, FolderDestination, Proof
 from appliance.config import Destination as DestinationOptions
 from appliance.destinations.dimse import DimseNode
 from appliance.destinations.folder import Folder
 from appliance.dimse.requestor import Target
 from appliance.journal import outbox
-from appliance.journal.copies import Keep
+from appliance.journal.copies import Keep, Rules
 from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.logs import configure
@@ -15,7 +15,7 @@ from appliance.spool import Spool
 from appliance.stages.forward import Lane, Outbox
 from appliance.stages.retain import Retainer, Upkeep
 from appliance.wakeup import SLOW_POLL_S, Bell
-from appliance.wiring.common import EX_OK, HOUR_MS, Log, Worker, open_journal, open_spool, publish_facts
+from appliance.wiring.common import EX_OK, HOUR_MS, Log, Worker, join, open_journal, open_spool, publish_facts
 
 UNOWED_KEEP_H = 24  # what is owed to nobody (a result in shadow, say) is kept so long for a look
 
@@ -24,6 +24,7 @@ def run(config: Config, life: Life) -> int:
     log = configure("forward").info
     spool = open_spool(config, "received")
     journal = open_journal(config, "forward", spool.free_reserve)
+    join(spool, journal)
     bell = Bell(config.run_dir, "forward")
     if held := outbox.hold_destinations_gone(journal, [options.name for options in config.destinations]):
         log("destinations_gone", held=held)
@@ -35,9 +36,10 @@ def run(config: Config, life: Life) -> int:
     box = Outbox(journal=journal, path=spool.path, log=log, changed=changed)
     lanes += [Lane(options.name, adapter(config, options), box) for options in config.destinations]
     retainer = _retainer(config, journal, spool, log)
-    workers = [Worker(f"lane-{lane.name}", lane.run, life, log) for lane in lanes]
-    workers.append(Worker("retain", lambda: retainer.run(life.stopping), life, log))
+    workers = [Worker(f"lane-{lane.name}", lane.run, life, log, spool.latch) for lane in lanes]
+    workers.append(Worker("retain", lambda: retainer.run(life.stopping), life, log, spool.latch))
     changed()
+    life.on_stop = lambda: bell.ring("forward")
     life.ready()
     log("forwarding", destinations=len(lanes))
     while not life.stopping.is_set():
@@ -73,12 +75,17 @@ def _retainer(config: Config, journal: Journal, spool: Spool, log: Log) -> Retai
     return Retainer(
         Upkeep(
             journal=journal,
+            rules=Rules(
+                keeps={
+                    options.name: Keep(
+                        commitment=options.proof is Proof.COMMITMENT, keep_ms=int(options.keep_h * HOUR_MS)
+                    )
+                    for options in config.destinations
+                },
+                unowed_keep_ms=UNOWED_KEEP_H * HOUR_MS,
+            ),
             remove=spool.remove,
-            keeps={
-                options.name: Keep(commitment=False, keep_ms=int(options.keep_h * HOUR_MS))
-                for options in config.destinations
-            },
-            unowed_keep_ms=UNOWED_KEEP_H * HOUR_MS,
+            keep_reserve=spool.keep_reserve,
             log=log,
         )
     )

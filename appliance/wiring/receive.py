@@ -9,22 +9,26 @@ from appliance.dimse.acceptor import Acceptor, listen
 from appliance.dimse.admission import Limits, Peer, Policy
 from appliance.dimse.sop_classes import VERIFICATION, storage_sop_classes
 from appliance.journal.inbox import Routes
-from appliance.life import BEAT_EVERY_S, Life
+from appliance.life import Life
 from appliance.logs import configure
 from appliance.model import Arrival, Kind, Owed
 from appliance.stages.receive import Inbox, Receiver, discard_unacknowledged, heal
 from appliance.wakeup import Bell
-from appliance.wiring.common import EX_LATCHED, EX_OK, Worker, open_journal, open_spool, publish_facts
+from appliance.wiring.common import EX_LATCHED, EX_OK, Worker, join, open_journal, open_spool, publish_facts
+
+LOOK_EVERY_S = 1.0
 
 
 def run(config: Config, life: Life) -> int:
     log = configure("receive").info
     spool = open_spool(config, "received")
     bell = Bell(config.run_dir, "receive")
+    journal = open_journal(config, "receive", spool.free_reserve)
+    join(spool, journal)
     box = Inbox(
-        journal=open_journal(config, "receive", spool.free_reserve),
+        journal=journal,
         spool=spool,
-        routes=_routes(config),
+        routes=received_routes(config),
         ring=bell.ring,
         silence_ms=lambda modality: int(config.series.silence_for(modality) * 1000),
         max_in_flight=config.receive.associations * 2,
@@ -38,23 +42,30 @@ def run(config: Config, life: Life) -> int:
     listener = listen(str(config.receive.bind), config.receive.port)
     port = listener.getsockname()[1]
     publish_facts(config, "receive", {"port": port, "pid": os.getpid()})
+    recording = Worker("recorder", receiver.recorder.run, life, log, receiver.failed)
     acceptor = Acceptor(listener, _policy(config), _limits(config), receiver, receiver)
-    serving = Worker("acceptor", acceptor.serve, life, log)
+    serving = Worker("acceptor", acceptor.serve, life, log, receiver.failed)
     life.ready()
-    if latched and not heal(box, life.stopping):
+    if latched and not heal(box, life.stopping, life.beat):
         return EX_OK
-    closing = Worker("closer", receiver.closer.run, life, log)
+    closing = Worker("closer", receiver.closer.run, life, log, receiver.failed)
     log("receiving", port=port)
-    while not life.stopping.wait(BEAT_EVERY_S):
-        if serving.alive and closing.alive and not receiver.recorder.stuck:
+    while not life.stopping.wait(LOOK_EVERY_S) and not spool.latched():  # by another process: heal, as after our own
+        if serving.alive and closing.alive and recording.alive and not receiver.recorder.stuck:
             life.beat()
     acceptor.stop()
     receiver.closer.stop()
     serving.join()
-    return EX_LATCHED if receiver.fatal.is_set() else max(serving.status, closing.status)
+    receiver.recorder.stop()
+    recording.join()
+    if receiver.fatal.is_set() or spool.latched():
+        return EX_LATCHED
+    return max(worker.status for worker in (serving, closing, recording))
 
 
-def _routes(config: Config) -> Routes:
+def received_routes(config: Config) -> Routes:
+    """Where the configuration has a received object owed."""
+
     def routes(arrival: Arrival) -> Sequence[Owed]:
         facts = routing.Routed(
             kind=Kind.IMAGE,

@@ -1,0 +1,68 @@
+"""run, check: the appliance as a whole."""
+
+import typer
+
+from appliance import daemon
+from appliance.cli.opening import WRONG, ConfigOption, JsonOption, config_path, load_config, teaching
+from appliance.cli.tables import Output, complain, plural
+from appliance.config import Config, EngineMode
+from appliance.errors import ConfigError
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command(
+    epilog=teaching(
+        "scanside run --config config/scanside.yaml",
+        failed="it could not run: another one runs on the same state folder, say",
+    )
+)
+def run(config: ConfigOption = None) -> None:
+    """Run the appliance, until it is told to stop.
+
+    It starts one process each for receiving, analysing and forwarding, and starts them anew when they end. Ctrl-C or
+    SIGTERM ends it; nothing that was acknowledged to a scanner is lost by that, nor by pulling the plug. Log lines go
+    to standard error.
+    """
+    raise typer.Exit(daemon.supervise(config_path(config)))
+
+
+@app.command(
+    epilog=teaching(
+        "scanside check --config config/scanside.yaml",
+        "scanside check --config config/scanside.yaml --json",
+        failed="not used",
+    )
+)
+def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Check a configuration file: every error at once.
+
+    Each error is one line, `file:line: key: reason`, with a guess at what was meant. Nothing is started or changed.
+    """
+    output = Output(as_json=as_json)
+    path = config_path(config)
+    try:
+        loaded = load_config(path)
+    except ConfigError as error:
+        output.document({"ok": False, "file": str(path), "errors": error.messages})
+        if not as_json:
+            complain(*error.messages, f"{path}: {plural(len(error.messages), 'error')}")
+        raise typer.Exit(WRONG) from None
+    output.document({"ok": True, "file": str(path), "errors": []})
+    output.line(f"{path}: correct")
+    for line in _meaning(loaded):
+        output.line(f"  {line}")
+
+
+def _meaning(config: Config) -> list[str]:
+    """What the file comes to, in words: a correct file may still not be what was meant."""
+    peers = ", ".join(f"{peer.ae_title} from {peer.address}" for peer in config.receive.peers)
+    engines = ", ".join(f"{one.id} ({one.mode})" for one in config.engines if one.mode is not EngineMode.OFF)
+    destinations = ", ".join(f"{one.name} ({'+'.join(one.takes)})" for one in config.destinations)
+    return [
+        f"listens as {config.ae_title} on {config.receive.bind} port {config.receive.port}",
+        f"may send: {peers or 'nobody (receive.peers is empty)'}",
+        f"engines: {engines or 'none'}",
+        f"sends on to: {destinations or 'nobody (destinations is empty): what arrives is held'}",
+        f"keeps its data in {config.state_dir}",
+    ]

@@ -1,0 +1,93 @@
+"""What commands share: the options every command has, and the way to the configuration and the journal."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from appliance.config import Config, load
+from appliance.errors import ConfigError, ScansideError
+from appliance.journal.store import Journal
+from appliance.wakeup import Bell
+
+USUAL_CONFIG = Path("/etc/scanside/scanside.yaml")
+FAILED = 1  #: exit code: what was asked did not hold
+WRONG = 2  #: exit code: the configuration or the command line is wrong
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar="SCANSIDE_CONFIG",
+        metavar="FILE",
+        show_default=False,
+        help=f"The configuration file. [default: {USUAL_CONFIG}]",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
+
+
+def teaching(*examples: str, failed: str) -> str:
+    """The end of a command's help: examples to copy, and its exit codes. The backspace keeps click from refilling."""
+    shown = "\n".join(f"  {example}" for example in examples)
+    return f"\b\nExamples:\n{shown}\n\nExit codes: 0 ok; 1 {failed}; 2 wrong configuration or command line."
+
+
+def config_path(given: Path | None) -> Path:
+    """The file to use. Raises ConfigError where none was named and the usual one is not there."""
+    if given is not None:
+        return given
+    if USUAL_CONFIG.exists():
+        return USUAL_CONFIG
+    raise ConfigError(
+        [f"no configuration: there is no {USUAL_CONFIG}. Name yours with --config FILE, or in SCANSIDE_CONFIG."]
+    )
+
+
+def load_config(given: Path | None) -> Config:
+    """Raises ConfigError."""
+    return load(config_path(given))
+
+
+@contextmanager
+def open_journal(config: Config) -> Iterator[Journal]:
+    """The journal of an appliance that has run at least once. Raises ScansideError where there is none, StoreFailed."""
+    if not config.journal_path.exists():
+        raise ScansideError(
+            f"no journal at {config.journal_path}: this appliance has never run. Start it with `scanside run`, or"
+            " name another configuration with --config."
+        )
+    journal = Journal(config.journal_path, "cli")
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def ring_forward(config: Config) -> None:
+    """Wake the forward process: there is something new to send."""
+    bell = Bell(config.run_dir, f"cli-{os.getpid()}")
+    bell.ring("forward")
+    bell.close()
+
+
+@contextmanager
+def unwound_by_signals() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that processes are ended and folders removed."""
+
+    def unwind(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    both = (signal.SIGTERM, signal.SIGHUP)
+    heeded = [one for one in both if signal.getsignal(one) is not signal.SIG_IGN]  # nohup ignores one
+    before = {one: signal.signal(one, unwind) for one in heeded}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

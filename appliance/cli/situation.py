@@ -1,0 +1,261 @@
+"""What is known of an appliance at this moment, and what of it needs somebody. Read-only; works while it is down.
+
+The journal says what is owed, files in the run folder say what the processes last told of themselves, and their bells
+say whether they are there. Facts of a process that is not there are not shown: they are old.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.cli.opening import open_journal
+from appliance.cli.tables import plural, size_of, span_of
+from appliance.config import Config, EngineMode
+from appliance.errors import OutOfResources, StoreFailed
+from appliance.journal.overview import Overview, Owed, overview
+from appliance.wakeup import is_listening
+from appliance.wiring.common import MB, PROCESSES
+
+WAL_ALARM = 64 * MB
+WITHOUT = {
+    "receive": "nothing is taken from scanners",
+    "analyse": "AI OFF: no engine reads anything; images are delivered all the same",
+    "forward": "nothing is delivered; what arrives is kept",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Something a person should know; `do` says what they can do about it."""
+
+    what: str
+    do: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    free_bytes: int
+    reserve_bytes: int
+    free_inodes: int
+    reserve_inodes: int
+
+    @property
+    def refusing(self) -> bool:
+        return self.free_bytes < self.reserve_bytes or 0 <= self.free_inodes < self.reserve_inodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    processes: Mapping[str, bool]
+    port: int  #: of the listener; 0: not listening
+    lanes: Mapping[str, Any]  #: destination -> {state, reason}
+    engines: Mapping[str, Any]  #: id@version -> {serves, publish, reason}
+    engines_told: bool  #: whether the analyse process has verified its engines yet
+    latched: str  #: why nothing may be stored any more, or ""
+    disk: Disk
+    journal: Overview | None  #: None: it has never run, or `journal_fault`
+    journal_fault: str  #: why the journal cannot be read, or ""
+    wal_bytes: int
+    clock_implausible: bool
+
+    @property
+    def running(self) -> bool:
+        return any(self.processes.values())
+
+
+def look(config: Config) -> Situation:
+    """Raises ScansideError where something cannot be read at all."""
+    processes = {name: is_listening(config.run_dir, name) for name in PROCESSES}
+    engines = _facts(config, "engines") if processes["analyse"] else None
+    book = _journal(config)
+    return Situation(
+        processes=processes,
+        port=int((_facts(config, "receive") or {}).get("port", 0)) if processes["receive"] else 0,
+        lanes=(_facts(config, "lanes") or {}) if processes["forward"] else {},
+        engines=engines or {},
+        engines_told=engines is not None,
+        latched=_latched(config.spool_dir / "latched"),
+        disk=_disk(config),
+        journal=book.overview,
+        journal_fault=book.fault,
+        wal_bytes=book.wal_bytes,
+        clock_implausible=book.clock_implausible,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Book:
+    """What the journal says."""
+
+    overview: Overview | None = None
+    fault: str = ""
+    wal_bytes: int = 0
+    clock_implausible: bool = False
+
+
+def _journal(config: Config) -> _Book:
+    if not config.journal_path.exists():
+        return _Book()
+    try:
+        with open_journal(config) as journal:
+            return _Book(
+                overview=overview(journal),
+                wal_bytes=journal.wal_bytes(),
+                clock_implausible=journal.clock.implausible(),
+            )
+    except (StoreFailed, OutOfResources) as error:
+        return _Book(fault=str(error))
+
+
+def _facts(config: Config, name: str) -> dict[str, Any] | None:
+    """What a process last told; None: nothing, or it is being replaced just now."""
+    try:
+        told = json.loads((config.run_dir / f"{name}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _latched(latch: Path) -> str:
+    try:
+        return latch.read_text() or "unknown"
+    except FileNotFoundError:
+        return ""
+
+
+def _disk(config: Config) -> Disk:
+    folder = config.state_dir
+    while not folder.exists():
+        folder = folder.parent
+    room = os.statvfs(folder)
+    return Disk(
+        free_bytes=room.f_bavail * room.f_frsize,
+        reserve_bytes=config.reserve.free_mb * MB,
+        free_inodes=room.f_favail if room.f_files else -1,
+        reserve_inodes=config.reserve.free_inodes,
+    )
+
+
+def attentions(config: Config, now: Situation) -> list[Attention]:
+    """What is not as it should be, worst first."""
+    return [
+        *_store(now),
+        *_processes(now),
+        *_engines(config, now),
+        *_lanes(config, now),
+        *_held(now),
+        *_oddities(now),
+    ]
+
+
+def _store(now: Situation) -> list[Attention]:
+    found = []
+    if now.journal_fault:
+        found.append(
+            Attention(
+                what=now.journal_fault,
+                do="Stop the appliance; `scanside recover` makes a new journal from the images.",
+            )
+        )
+    if now.latched:
+        found.append(
+            Attention(
+                what=f"REFUSING IMAGES: writing to the disk failed ({now.latched}), so scanners are told to wait",
+                do="Look at the disk (dmesg, smartctl). When it is well, the appliance goes on by itself.",
+            )
+        )
+    if now.disk.refusing:
+        free, reserve = size_of(now.disk.free_bytes), size_of(now.disk.reserve_bytes)
+        inodes = f" and {now.disk.free_inodes} inodes" if now.disk.free_inodes >= 0 else ""
+        found.append(
+            Attention(
+                what=f"REFUSING IMAGES: {free}{inodes} free, the reserve is {reserve}: scanners are told to wait",
+                do="Make room on the disk of the state folder, or let the destinations take what they are owed.",
+            )
+        )
+    return found
+
+
+def _processes(now: Situation) -> list[Attention]:
+    if not now.running:
+        return [
+            Attention(
+                what="NOT RUNNING: nothing is received, read or delivered",
+                do="Start it: systemctl start scanside, or scanside run --config FILE.",
+            )
+        ]
+    return [
+        Attention(
+            what=f"the {name} process is down: {WITHOUT[name]}",
+            do="It is started anew by itself; if it stays down, its reason is in the log.",
+        )
+        for name, there in now.processes.items()
+        if not there
+    ]
+
+
+def _engines(config: Config, now: Situation) -> list[Attention]:
+    if not now.processes["analyse"] or not any(one.mode is not EngineMode.OFF for one in config.engines):
+        return []
+    if not now.engines_told:
+        return [Attention(what="AI not ready yet: the engines are being loaded and verified")]
+    return [
+        Attention(what=f"AI OFF for {key}: {fact['reason']}", do="Its studies are concluded as 'not analysed'.")
+        for key, fact in now.engines.items()
+        if not fact["serves"]
+    ]
+
+
+def _lanes(config: Config, now: Situation) -> list[Attention]:
+    todo = {
+        "suspended": "It wants nothing from us: check AE titles and port on both sides. We ask again by ourselves.",
+        "backing off": "We try again by ourselves; nothing is lost.",
+    }
+    found = [
+        Attention(what=f"{name} {fact['state']}: {fact['reason']}", do=todo[fact["state"]])
+        for name, fact in now.lanes.items()
+        if fact["state"] in todo
+    ]
+    unknown = [one.name for one in config.destinations if now.lanes and one.name not in now.lanes]
+    if unknown:
+        what = f"the running appliance does not know {', '.join(unknown)}: the configuration has changed since"
+        found.append(Attention(what=what, do="Restart it."))
+    return found
+
+
+def _held(now: Situation) -> list[Attention]:
+    return [
+        Attention(
+            what=f"{held.count} held{' for ' + held.destination if held.destination else ''}: {held.reason}",
+            do="See `scanside deliveries --state held`; then requeue, or abandon.",
+        )
+        for held in owed(now, "held")
+    ]
+
+
+def _oddities(now: Situation) -> list[Attention]:
+    found = []
+    if now.journal is not None and now.journal.unsorted:
+        what = plural(now.journal.unsorted, "object")
+        found.append(Attention(what=f"{what} without a readable Study or Series UID: delivered, read by no engine"))
+    if now.clock_implausible:
+        found.append(
+            Attention(what="the clock is wrong: results say so", do="Set the time; check the network's time server.")
+        )
+    if now.wal_bytes > WAL_ALARM:
+        found.append(
+            Attention(what=f"the journal's log has grown to {size_of(now.wal_bytes)}", do="Restart the appliance.")
+        )
+    return found
+
+
+def owed(now: Situation, state: str) -> list[Owed]:
+    return [one for one in now.journal.owed if one.state == state] if now.journal is not None else []
+
+
+def since(now: Situation, one: Owed) -> str:
+    """How long the oldest of it has been waiting."""
+    return span_of(now.journal.tick - one.oldest_tick) if now.journal is not None else ""

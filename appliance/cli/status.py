@@ -1,0 +1,124 @@
+"""status: one look at a box."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from appliance.cli.opening import FAILED, ConfigOption, JsonOption, config_path, load_config, teaching
+from appliance.cli.situation import Attention, Situation, attentions, look, owed, since
+from appliance.cli.tables import Column, Output, plural, size_of
+from appliance.config import Config, EngineMode
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command(
+    epilog=teaching(
+        "scanside status --config /etc/scanside/scanside.yaml",
+        "scanside status --json | jq .attention",
+        failed="something needs somebody (it is named), or the appliance is not running",
+    )
+)
+def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """What runs, what is owed to whom, and what needs somebody.
+
+    Also works while the appliance is down. Names no patients.
+    """
+    path = config_path(config)
+    loaded = load_config(path)
+    now = look(loaded)
+    needs = attentions(loaded, now)
+    output = Output(as_json=as_json)
+    output.document(_document(path, loaded, now, needs))
+    _print(output, loaded, now, needs)
+    if needs:
+        raise typer.Exit(FAILED)
+
+
+def _document(path: Path, config: Config, now: Situation, needs: list[Attention]) -> dict[str, Any]:
+    return {
+        "node": config.node,
+        "config": str(path),
+        "running": now.running,
+        "processes": dict(now.processes),
+        "receive": {"ae_title": config.ae_title, "bind": str(config.receive.bind), "port": now.port},
+        "engines": dict(now.engines),
+        "lanes": dict(now.lanes),
+        "disk": asdict(now.disk) | {"refusing": now.disk.refusing},
+        "latched": now.latched,
+        "journal": asdict(now.journal) if now.journal is not None else None,
+        "journal_fault": now.journal_fault,
+        "clock_implausible": now.clock_implausible,
+        "attention": [asdict(need) for need in needs],
+    }
+
+
+def _print(output: Output, config: Config, now: Situation, needs: list[Attention]) -> None:
+    for need in needs:
+        output.line(f"! {need.what}", style="bold red")
+        if need.do:
+            output.line(f"    {need.do}", style="dim")
+    if not needs:
+        output.line("All is well.", style="bold green")
+    output.line()
+    for line in _facts(config, now):
+        output.line(line)
+    _print_engines(output, now)
+    _print_owed(output, config, now)
+
+
+def _facts(config: Config, now: Situation) -> list[str]:
+    up = [name for name, there in now.processes.items() if there]
+    lines = [f"{config.node}: {', '.join(up) + ' running' if up else 'not running'}"]
+    if now.port:
+        lines.append(f"listening as {config.ae_title} on {config.receive.bind} port {now.port}")
+    if not config.receive.peers:
+        lines.append("nobody may send: receive.peers is empty")
+    if not any(one.mode is not EngineMode.OFF for one in config.engines):
+        lines.append("AI off: no engine is configured")
+    if not config.destinations:
+        lines.append("nothing is sent on: destinations is empty")
+    lines.append(f"disk: {size_of(now.disk.free_bytes)} free, {size_of(now.disk.reserve_bytes)} of it in reserve")
+    if now.journal is None:
+        return [*lines, "no journal" if now.journal_fault else "no journal yet: it has never run"]
+    unfinished = ", ".join(f"{count} {state}" for state, count in now.journal.jobs.items()) or "none"
+    stored, open_series = plural(now.journal.instances, "object"), now.journal.open_series
+    return [*lines, f"{stored} recorded so far, {open_series} series open, unfinished jobs: {unfinished}"]
+
+
+def _print_engines(output: Output, now: Situation) -> None:
+    if now.engines:
+        output.line()
+    output.table(
+        [Column("engine"), Column("serves"), Column("results"), Column("why not")],
+        [
+            (key, "yes" if fact["serves"] else "NO", "sent" if fact["publish"] else "shadow", fact["reason"])
+            for key, fact in now.engines.items()
+        ],
+    )
+
+
+def _print_owed(output: Output, config: Config, now: Situation) -> None:
+    queued = {one.destination: one for one in owed(now, "queued")}
+    names = list(dict.fromkeys([*(one.name for one in config.destinations), *queued]))
+    rows = []
+    for name in names:
+        lane, one = now.lanes.get(name, {}), queued.get(name)
+        count, size, oldest = (one.count, size_of(one.bytes), since(now, one)) if one else (0, "", "")
+        held = sum(other.count for other in owed(now, "held") if other.destination == name)
+        rows.append((name, lane.get("state", "not running"), count, size, oldest, held))
+    if rows:
+        output.line()
+    output.table(
+        [
+            Column("destination"),
+            Column("state"),
+            Column("owed", right=True),
+            Column("size", right=True),
+            Column("oldest waits", right=True),
+            Column("held", right=True),
+        ],
+        rows,
+    )

@@ -1,0 +1,94 @@
+"""trace: the history of one UID (P11)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from appliance.cli.opening import ConfigOption, JsonOption, load_config, open_journal, teaching
+from appliance.cli.tables import Column, Output, plural
+from appliance.config.values import uid as checked_uid
+from appliance.errors import ScansideError
+from appliance.journal import history
+from appliance.model import HistoryLine
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command(
+    epilog=teaching(
+        "scanside trace 1.2.826.0.1.3680043.8.498.1",
+        "scanside trace 1.2.826.0.1.3680043.8.498.1 --full",
+        failed="nothing is known of the UID",
+    )
+)
+def trace(
+    uid: Annotated[str, typer.Argument(metavar="UID", help="A Study, Series or SOP Instance UID.")],
+    config: ConfigOption = None,
+    full: Annotated[bool, typer.Option("--full", help="Each line by itself, none summed up.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Everything that happened to a study, series or instance.
+
+    Times are UTC; milliseconds count from the first line. Of a study or series, what happened alike to many instances
+    is summed up in one line. Names no patients.
+    """
+    try:
+        uid = checked_uid(uid.strip())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="UID") from None
+    with open_journal(load_config(config)) as journal:
+        lines = history.trace(journal, uid)
+    if not lines:
+        raise ScansideError(f"nothing is known of {uid}: it never arrived here, or its history has been pruned")
+    output = Output(as_json=as_json)
+    output.document({"uid": uid, "lines": [asdict(line) for line in lines]})
+    about_one = all(line.sop_instance_uid in ("", uid) for line in lines)
+    rows = _rows(lines) if full or about_one else _summed_up(lines)
+    output.table(
+        [Column("UTC"), Column("ms", right=True), Column("process"), Column("event", style="bold"), Column("detail")],
+        rows,
+    )
+    output.line(f"{plural(len(lines), 'line')} of history", style="dim")
+
+
+Row = tuple[str, int, str, str, str]
+
+
+def _rows(lines: Sequence[HistoryLine]) -> list[Row]:
+    start = lines[0].tick
+    return [(line.at[:23], line.tick - start, line.process, line.event, _words(line.detail)) for line in lines]
+
+
+def _summed_up(lines: Sequence[HistoryLine]) -> list[Row]:
+    """What happened alike to several instances of a series, in one row where it first happened."""
+    start, rows = lines[0].tick, dict[object, list[HistoryLine]]()
+    for line in lines:
+        told = line.detail.get("destination"), line.detail.get("calling_ae")
+        alike = (line.process, line.event, line.series_instance_uid, *told)
+        rows.setdefault(alike if line.sop_instance_uid else id(line), []).append(line)
+    return [
+        (first.at[:23], first.tick - start, first.process, first.event, _sum(group))
+        for group in rows.values()
+        for first in group[:1]
+    ]
+
+
+def _sum(group: Sequence[HistoryLine]) -> str:
+    first, last = group[0], group[-1]
+    if len(group) == 1:
+        return _words(first.detail)
+    alike = {key: value for key, value in first.detail.items() if all(one.detail.get(key) == value for one in group)}
+    size = sum(one.detail.get("bytes", 0) for one in group)
+    more = {"bytes": size} if size else {}
+    return f"{len(group)} instances within {last.tick - first.tick} ms; {_words(alike | more)}"
+
+
+def _words(detail: dict[str, Any]) -> str:
+    """Details as people read them: what is empty says nothing, digests are cut."""
+    return " ".join(
+        f"{key}={value[:12] + '...' if key == 'digest' else value}"
+        for key, value in detail.items()
+        if value not in ("", None, [], {})
+    )

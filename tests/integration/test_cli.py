@@ -1,0 +1,468 @@
+"""The commands on a real journal and spool, as an operator types them: what is said, what is done, and exit codes."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from appliance.cli import COMMANDS, Commands, app, main
+from appliance.config import load
+from appliance.daemon import sole_owner
+from appliance.dimse.small_pacs import ScriptedPacs
+from appliance.journal import inbox, outbox
+from appliance.journal.store import Journal
+from appliance.model import Owed, Urgency
+from appliance.routing import UNROUTED
+from appliance.spool import file_head
+from appliance.states import Event
+from appliance.wakeup import Bell
+from tests.journals import CT_IMAGE, EXPLICIT, SERIES, STUDY, arrival, events, open_journal
+from tests.scanner import data_set, part10
+
+CONFIG = """\
+node: box
+state: ./var
+engines: []
+engines_dir: ./engines
+reserve: {{free_mb: 1, free_inodes: 0, journal_mb: 1}}
+destinations:
+  - {{name: {name}, kind: folder, path: ./out, takes: [image], when: {{modality: [{modality}]}}}}
+"""
+HEAVY = ("pydicom", "pynetdicom", "numpy", "highdicom", "onnxruntime", "scipy")
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.delenv("SCANSIDE_CONFIG", raising=False)
+
+    def run(*arguments: object) -> Ran:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(one) for one in arguments])
+        said = capfd.readouterr()
+        assert "Traceback" not in said.err
+        return Ran(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A state folder as a stopped appliance leaves it."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "scanside.yaml"
+
+    def configure(self, name: str = "pacs", modality: str = "CT") -> None:
+        self.config.write_text(CONFIG.format(name=name, modality=modality))
+
+    def journal(self) -> Journal:
+        return open_journal(self.folder / "var" / "journal.sqlite")
+
+    def hold(self, *numbers: int, owed: Owed) -> None:
+        """Images in spool and journal."""
+        journal = self.journal()
+        for number in numbers:
+            data = data_set(number)
+            file = self.folder / "var" / "spool" / "received" / "000000" / f"{number:09d}.dcm"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(file_head(CT_IMAGE, f"{SERIES}.{number}", EXPLICIT, "CT01") + data)
+            came = arrival(number, data)
+            inbox.record(journal, [came], lambda _: [owed])
+            assert came.digest == hashlib.sha256(data).digest()
+        journal.close()
+
+    def refuse(self, reason: str) -> None:
+        """The destination refuses all that is queued."""
+        journal = self.journal()
+        settlements = [
+            outbox.Settlement(delivery=one, event=Event.REFUSE, reason=reason, started_tick=0, attempts=1)
+            for one in outbox.next_queued(journal, "pacs", 100)
+        ]
+        outbox.settle(journal, settlements)
+        journal.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    made = Site(tmp_path)
+    made.configure()
+    (tmp_path / "var").mkdir()
+    return made
+
+
+TO_PACS = Owed(destination="pacs", urgency=Urgency.IMAGE)
+TO_NOBODY = Owed(destination="", urgency=Urgency.IMAGE, held=UNROUTED)
+
+
+# Help, and what is wrong before anything happens.
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_teaches(run: Run, name: str) -> None:
+    told = run(name, "--help")
+    assert told.code == 0
+    assert "Example" in told.out
+    assert "Exit codes: 0 " in told.out
+    assert COMMANDS[name].summary in told.out
+
+
+def test_the_list_of_commands_is_the_table(run: Run) -> None:
+    told = run("--help")
+    assert all(f"  {name}" in told.out for name in COMMANDS)
+    group = typer.main.get_command(app)
+    assert isinstance(group, Commands)
+    assert list(group.commands) == list(COMMANDS)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from appliance.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        f"except SystemExit: print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)"
+    )
+    for arguments in (["--help"], ["status", "--config", "config/scanside.yaml"], ["send", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert not done.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["chek"], "Did you mean 'check'"),
+        (["send"], "Missing argument 'PATH'"),
+        (["send", "x", "--to", "nowhere"], "'nowhere' is no HOST:PORT"),
+        (["send", "x", "--to", "host:104", "--calling", "A" * 17], "at most 16"),
+        (["trace", "not-a-uid"], "is no UID"),
+        (["status"], "Name yours with --config FILE"),
+        (["status", "--config", "/nonexistent/scanside.yaml"], "No such file"),
+        (["requeue"], "give one ID, or --all"),
+        (["requeue", "7", "--all"], "give one ID, or --all"),
+        (["abandon", "7"], "Missing option '--reason'"),
+        (["abandon", "7", "--reason", "  "], "say why"),
+        (["deliveries", "--state", "lost"], "'lost' is not one of"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_words(run: Run, arguments: list[str], words: str) -> None:
+    told = run(*arguments)
+    assert told.code == 2
+    assert words in told.err
+    assert not told.out
+
+
+def test_check_tells_every_error_at_once(run: Run, site: Site) -> None:
+    assert run("check", "--config", site.config).code == 0
+    site.config.write_text("nod: x\nreceive: {port: 99999}\n")
+    told = run("check", "--config", site.config)
+    assert told.code == 2
+    assert f"{site.config}:1: nod:" in told.err
+    assert f"{site.config}:2: receive.port:" in told.err
+    machine = run("check", "--config", site.config, "--json")
+    assert (machine.code, machine.document["ok"], len(machine.document["errors"])) == (2, False, 2)
+
+
+# Status.
+
+
+def test_status_of_an_appliance_that_never_ran(run: Run, site: Site) -> None:
+    told = run("status", "--config", site.config)
+    assert told.code == 1
+    assert "NOT RUNNING" in told.out
+    assert "it has never run" in told.out
+    assert not (site.folder / "var" / "journal.sqlite").exists()
+
+
+def test_status_while_it_is_down_tells_what_is_owed_and_held(run: Run, site: Site) -> None:
+    site.hold(1, 2, 3, owed=TO_PACS)
+    site.refuse("0xA900 data set does not match its SOP class")
+    site.hold(4, owed=TO_PACS)
+    told = run("status", "--config", site.config, "--json")
+    assert told.code == 1
+    assert told.document["running"] is False
+    owed = {(one["destination"], one["state"]): one["count"] for one in told.document["journal"]["owed"]}
+    assert owed == {("pacs", "queued"): 1, ("pacs", "held"): 3}
+    assert any("3 held for pacs: 0xA900" in one["what"] for one in told.document["attention"])
+
+
+def test_status_of_a_running_appliance_is_loud_about_what_does_not_work(run: Run, site: Site) -> None:
+    site.hold(1, owed=TO_PACS)
+    folder = site.folder / "var" / "run"
+    bells = [Bell(folder, name) for name in ("receive", "forward")]
+    (folder / "receive.json").write_text('{"port": 4711}')
+    (folder / "lanes.json").write_text('{"pacs": {"state": "suspended", "reason": "AE title not recognised"}}')
+    try:
+        told = run("status", "--config", site.config)
+        assert told.code == 1
+        assert "AI OFF" in told.out
+        assert "pacs suspended: AE title not recognised" in told.out
+        assert "port 4711" in told.out
+    finally:
+        for bell in bells:
+            bell.close()
+
+
+def test_when_all_is_well_status_says_so(run: Run, site: Site) -> None:
+    site.hold(1, owed=TO_PACS)
+    bells = [Bell(site.folder / "var" / "run", name) for name in ("receive", "analyse", "forward")]
+    try:
+        told = run("status", "--config", site.config)
+    finally:
+        for bell in bells:
+            bell.close()
+    assert (told.code, told.out.splitlines()[0]) == (0, "All is well.")
+
+
+def test_an_engine_that_does_not_serve_is_told(run: Run, site: Site) -> None:
+    site.config.write_text(site.config.read_text().replace("engines: []", "engines: [{id: ct-lesion}]"))
+    bells = [Bell(site.folder / "var" / "run", name) for name in ("receive", "analyse", "forward")]
+    facts = {"ct-lesion@1": {"serves": False, "publish": True, "reason": "altered: model.onnx"}}
+    (site.folder / "var" / "run" / "engines.json").write_text(json.dumps(facts))
+    try:
+        told = run("status", "--config", site.config)
+    finally:
+        for bell in bells:
+            bell.close()
+    assert told.code == 1
+    assert "AI OFF for ct-lesion@1: altered: model.onnx" in told.out
+
+
+def test_a_latched_store_and_a_full_disk_are_told_first(run: Run, site: Site) -> None:
+    (site.folder / "var" / "spool").mkdir()
+    (site.folder / "var" / "spool" / "latched").write_text("cannot sync 000000001.dcm")
+    site.config.write_text(site.config.read_text().replace("free_mb: 1,", "free_mb: 99999999,"))
+    lines = run("status", "--config", site.config).out.splitlines()
+    assert "REFUSING IMAGES: writing to the disk failed" in lines[0]
+    assert any("the reserve is" in line for line in lines)
+
+
+def test_a_broken_journal_is_no_traceback(run: Run, site: Site) -> None:
+    (site.folder / "var" / "journal.sqlite").write_text("no database" * 100)
+    told = run("status", "--config", site.config)
+    assert told.code == 1
+    assert "scanside recover" in told.out
+    assert "not a database" in run("trace", "1.2.3", "--config", site.config).err
+
+
+# Trace.
+
+
+@pytest.mark.promise("P11")
+def test_trace_of_a_study_sums_up_and_of_an_instance_does_not(run: Run, site: Site) -> None:
+    site.hold(1, 2, 3, owed=TO_PACS)
+    site.refuse("0xA900")
+    study = run("trace", STUDY, "--config", site.config)
+    assert study.code == 0
+    assert study.out.count("received") == 1
+    assert "3 instances within" in study.out
+    assert run("trace", STUDY, "--full", "--config", site.config).out.count("calling_ae=CT01") == 3
+    one = run("trace", f"{SERIES}.2", "--config", site.config, "--json")
+    assert [line["event"] for line in one.document["lines"]] == ["received", "held"]
+
+
+def test_trace_of_what_never_came_fails(run: Run, site: Site) -> None:
+    site.hold(1, owed=TO_PACS)
+    told = run("trace", "1.9.9", "--config", site.config)
+    assert told.code == 1
+    assert "nothing is known of 1.9.9" in told.err
+    assert "has never run" in run("trace", "1.9.9", "--config", _elsewhere(site)).err
+
+
+def _elsewhere(site: Site) -> Path:
+    other = site.folder / "other.yaml"
+    other.write_text("state: ./other\n")
+    return other
+
+
+# What is owed, and what people decide.
+
+
+def test_deliveries_lists_what_is_held_and_queued(run: Run, site: Site) -> None:
+    site.hold(1, 2, owed=TO_PACS)
+    site.refuse("0xA900 no")
+    site.hold(3, owed=TO_PACS)
+    told = run("deliveries", "--config", site.config)
+    assert [line.split()[:3] for line in told.out.splitlines()[1:]] == [
+        ["1", "pacs", "held"],
+        ["2", "pacs", "held"],
+        ["3", "pacs", "queued"],
+    ]
+    machine = run("deliveries", "--state", "held", "--limit", 1, "--config", site.config, "--json").document
+    assert [one["id"] for one in machine["deliveries"]] == [1]
+
+
+def test_requeue_one_and_the_rest(run: Run, site: Site) -> None:
+    site.hold(1, 2, 3, owed=TO_PACS)
+    site.refuse("0xA900 no")
+    forward = Bell(site.folder / "var" / "run", "forward")
+    try:
+        assert run("requeue", 2, "--config", site.config, "--by", "R. Okafor").code == 0
+        assert run("requeue", "--all", "--config", site.config, "--json").document == {"queued": [1, 3], "left": []}
+        assert list((site.folder / "var" / "run").glob("cli-*")) == []
+    finally:
+        forward.close()
+    journal = site.journal()
+    assert len(outbox.next_queued(journal, "pacs", 10)) == 3
+    assert events(journal).count("requeued") == 3
+    journal.close()
+    assert run("requeue", "--all", "--config", site.config).out == "0 deliveries queued again\n"
+
+
+def test_requeue_names_what_it_leaves(run: Run, site: Site) -> None:
+    site.hold(1, owed=TO_PACS)
+    assert run("requeue", 1, "--config", site.config).err == "1: is queued, not held\n"
+    assert "there is no delivery 9" in run("requeue", 9, "--config", site.config).err
+    site.refuse("gone")
+    site.configure(name="other")
+    told = run("requeue", "--all", "--config", site.config)
+    assert told.code == 1
+    assert "1: the configuration has no destination pacs" in told.err
+
+
+@pytest.mark.promise("P4")
+def test_what_nobody_took_goes_to_whoever_takes_it_now(run: Run, site: Site) -> None:
+    site.hold(1, 2, owed=TO_NOBODY)
+    site.configure(modality="MR")
+    assert run("requeue", "--all", "--config", site.config).err.count("still no destination takes it") == 2
+    site.configure(modality="CT")
+    assert run("requeue", "--all", "--config", site.config).code == 0
+    journal = site.journal()
+    assert [one.id for one in outbox.next_queued(journal, "pacs", 10)] == [1, 2]
+    assert events(journal).count("rerouted") == 2
+    journal.close()
+
+
+@pytest.mark.promise("P4")
+def test_abandon_needs_a_held_one_and_keeps_name_and_reason(run: Run, site: Site) -> None:
+    site.hold(1, owed=TO_PACS)
+    told = run("abandon", 1, "--reason", "x", "--config", site.config)
+    assert (told.code, told.err) == (1, "scanside: delivery 1 is queued: only what is held can be abandoned\n")
+    site.refuse("0xA900 no")
+    told = run("abandon", 1, "--reason", "test image", "--by", "R. Okafor", "--config", site.config, "--json")
+    assert told.document == {"abandoned": 1, "by": "R. Okafor", "reason": "test image"}
+    lines = run("trace", f"{SERIES}.1", "--config", site.config, "--json").document["lines"]
+    assert lines[-1]["detail"] == {"destination": "pacs", "by": "R. Okafor", "reason": "test image"}
+    assert run("abandon", 1, "--reason", "again", "--config", site.config).code == 1
+
+
+def test_who_decides_is_the_person_behind_sudo(run: Run, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.hold(1, owed=TO_PACS)
+    site.refuse("no")
+    monkeypatch.setenv("SUDO_USER", "okafor")
+    assert run("abandon", 1, "--reason", "x", "--config", site.config, "--json").document["by"] == "okafor"
+
+
+# Recover.
+
+
+@pytest.mark.promise("P12")
+def test_recover_makes_a_new_journal_and_owes_everything_again(run: Run, site: Site) -> None:
+    site.hold(1, 2, 3, owed=TO_PACS)
+    torn = site.folder / "var" / "spool" / "received" / "000000" / "000000003.dcm"
+    torn.write_bytes(torn.read_bytes()[:-7])
+    told = run("recover", "--yes", "--config", site.config, "--json")
+    assert told.code == 0
+    assert (told.document["instances"], told.document["quarantined"]) == (2, ["received/000000/000000003.dcm"])
+    assert Path(told.document["set_aside"][0]).exists()
+    journal = site.journal()
+    assert len(outbox.next_queued(journal, "pacs", 10)) == 2
+    journal.close()
+
+
+def test_recover_asks_and_never_beside_an_appliance(run: Run, site: Site) -> None:
+    assert "there is no spool" in run("recover", "--yes", "--config", site.config).err
+    site.hold(1, owed=TO_PACS)
+    told = run("recover", "--config", site.config)
+    assert (told.code, "say --yes" in told.err) == (2, True)
+    with sole_owner(load(site.config)):
+        told = run("recover", "--yes", "--config", site.config)
+    assert (told.code, "in use: an appliance runs on it" in told.err) == (1, True)
+    with sole_owner(load(site.config)):
+        assert run("run", "--config", site.config).code == 1
+
+
+# Engines.
+
+
+def test_engines_names_what_is_wrong_with_a_package(run: Run, site: Site) -> None:
+    assert "No engines" in run("engines", "list", "--config", site.config).out
+    (site.folder / "engines" / "broken").mkdir(parents=True)
+    (site.folder / "engines" / "broken" / "engine.yaml").write_text("schema: 1\nid: [")
+    told = run("engines", "list", "--config", site.config)
+    assert (told.code, "broken is not valid" in told.out) == (0, True)  # nobody uses it
+    site.config.write_text(site.config.read_text().replace("engines: []", "engines: [{id: broken}, {id: absent}]"))
+    told = run("engines", "list", "--config", site.config, "--json")
+    assert told.code == 1
+    assert [(one["id"], one["mode"], one["valid"]) for one in told.document["engines"]] == [
+        ("broken", "shadow", False),
+        ("absent", "shadow", False),
+    ]
+
+
+# Send.
+
+
+def test_send_tells_of_each_object(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    for number in range(1, 5):
+        part10(tmp_path / "scans", number)
+    (tmp_path / "scans" / "readme.txt").write_text("x")
+    with tarfile.open(tmp_path / "scans.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "scans", "scans")
+    with ScriptedPacs(tmp_path / "pacs", [0x0000, 0xA700, 0xB000]) as pacs:
+        to = ("--to", f"127.0.0.1:{pacs.port}")
+        told = run("send", tmp_path / "scans.tar.gz", *to)
+        assert told.code == 1
+        assert told.out.startswith("3 of 4 objects stored")
+        assert "status 0xA700" in told.out
+        assert "scans/readme.txt" in told.out
+        machine = run("send", tmp_path / "scans", *to, "--associations", 3, "--shuffle", "--json")
+        assert machine.code == 0
+        assert (machine.document["sent"], machine.document["failed"]) == (4, 0)
+        assert [one["file"] for one in machine.document["objects"]] == [f"0000{number}.dcm" for number in range(1, 5)]
+        assert {one.times for one in pacs.received()} == {1, 2}
+
+
+def test_send_goes_on_over_a_new_association_when_one_breaks(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    for number in range(1, 6):
+        part10(tmp_path / "scans", number)
+    with ScriptedPacs(tmp_path / "pacs", [0x0000, "abort"]) as pacs:
+        told = run("send", tmp_path / "scans", "--to", f"127.0.0.1:{pacs.port}", "--json")
+        assert (told.code, told.document["sent"], told.document["failed"]) == (1, 4, 1)
+        assert len(pacs.received()) == 4
+
+
+def test_send_to_nobody_fails_once_for_all(run: Run, tmp_path: Path) -> None:
+    for number in range(1, 31):
+        part10(tmp_path, number)
+    told = run("send", tmp_path, "--to", "127.0.0.1:1")
+    assert told.code == 1
+    assert told.out.count("cannot connect to 127.0.0.1:1") == 1
