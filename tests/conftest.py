@@ -1,6 +1,11 @@
 """Fixtures for all tiers."""
 
 import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,3 +20,43 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real cases at {folder}: set SCANSIDE_DATA")
     return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Storescp:
+    """DCMTK's storage SCP in a process of its own; it keeps data sets exactly as they come."""
+
+    port: int
+    folder: Path
+
+
+@pytest.fixture
+def storescp(tmp_path: Path) -> Iterator[Storescp]:
+    program = Path("/usr/bin/storescp")
+    if not program.exists():
+        pytest.skip("DCMTK's storescp is not installed")
+    folder = tmp_path / "storescp"
+    folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(program), "+B", "+uf", "+xa", "-pdu", "131072", "-od", str(folder), str(port)]
+    process = subprocess.Popen(command, env={**os.environ, "TCP_NODELAY": "1"}, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for_port(port, 10.0)
+        yield Storescp(port=port, folder=folder)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _wait_for_port(port: int, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except ConnectionRefusedError:
+            if time.monotonic() > until:
+                raise
+        else:
+            return

@@ -6,8 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from appliance.dimse.association import MAX_CONTEXTS
 from appliance.dimse.header import part10
-from appliance.dimse.requestor import MAX_CONTEXTS, VERIFICATION_PAIR, Pair, RequestedAssociation, Target, connect
+from appliance.dimse.requestor import VERIFICATION_PAIR, Pair, RequestedAssociation, Target, connect
 from appliance.errors import DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
 from appliance.ports import Outgoing
 
@@ -69,12 +70,9 @@ class DimseNode:
 
     def probe(self) -> None:
         """C-ECHO. A node that takes the association but no C-ECHO counts as well."""
-        association = connect(self._target, [VERIFICATION_PAIR])
-        try:
+        with connect(self._target, [VERIFICATION_PAIR]) as association:
             if association.accepted(*VERIFICATION_PAIR) and (status := association.echo().status):
                 raise TransientDeliveryError(f"C-ECHO answered 0x{status:04X}", status)
-        finally:
-            association.release()
 
 
 class DimseSession:
@@ -90,17 +88,11 @@ class DimseSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._association.release()
-        else:
-            self._association.abort()
+        self._association.__exit__(kind, error, trace)
 
     @property
     def alive(self) -> bool:
         return self._association.alive
-
-    def takes(self, item: Outgoing) -> bool:
-        return self._association.accepted(item.sop_class_uid, item.transfer_syntax_uid)
 
     def send(self, item: Outgoing, path: Path) -> str:
         """See ports.Session. The peer's error comment stays out of the texts: it may name the patient (P10)."""

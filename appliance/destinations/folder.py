@@ -55,9 +55,6 @@ class FolderSession:
     ) -> None:
         return None
 
-    def takes(self, item: Outgoing) -> bool:  # noqa: ARG002 - a folder takes everything
-        return True
-
     def send(self, item: Outgoing, path: Path) -> str:
         """Copy the Part 10 file, unchanged. Always returns ""."""
         try:

@@ -6,6 +6,7 @@ share a few and get a proper rejection (P9). Responses leave in one write, with 
 Nagle's algorithm on either side would cost 40 ms an image.
 """
 
+import errno
 import itertools
 import socket
 import threading
@@ -23,11 +24,10 @@ from appliance.dimse.pdu import Control, Fragment, PduReader, PduType
 from appliance.dimse.services import Caller, Context, Conversation, StorageHandler
 from appliance.errors import RemoteProtocolError
 
-REQUEST_DEADLINE_S = 10.0
-PDU_GRACE_S = 10.0
-MID_MESSAGE_S = 60.0
-SEND_DEADLINE_S = 30.0
-FINISH_S = 5.0
+PAUSE_S = 0.2
+#: What `accept` says of one connection that came to nothing (accept(2)), and of a shortage that passes.
+LOST = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM})
+SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class EndOfAssociation(Exception):
@@ -60,9 +60,9 @@ class _Deadline:
             return
         self._mark = mark
         if reader.inside:
-            allowed = PDU_GRACE_S + reader.pdu_size / self.limits.min_rate
+            allowed = self.limits.grace_s + reader.pdu_size / self.limits.min_rate
         else:
-            allowed = min(self.limits.idle_s, MID_MESSAGE_S) if mid_message else self.limits.idle_s
+            allowed = min(self.limits.idle_s, self.limits.mid_message_s) if mid_message else self.limits.idle_s
         self.at = time.monotonic() + allowed
 
 
@@ -79,25 +79,29 @@ class Acceptor:
         self._open: dict[int, socket.socket] = {}
         self._threads: dict[int, threading.Thread] = {}
         self._lock = threading.Lock()
-        self._stopping = False
+        self._stopping = threading.Event()
 
     def serve(self) -> None:
         """Accept until `stop`; then give running associations a moment to finish."""
-        while not self._stopping:
+        while not self._stopping.is_set():
             try:
                 connection, where = self._listener.accept()
-            except OSError:
-                if self._stopping:
+            except OSError as error:
+                if self._stopping.is_set():
                     break
-                raise
+                if error.errno not in LOST | SHORTAGE:
+                    raise
+                if error.errno in SHORTAGE:
+                    self._stopping.wait(PAUSE_S)
+                continue
             self._start(connection, str(where[0]))
-        deadline = time.monotonic() + FINISH_S
+        deadline = time.monotonic() + self.limits.finish_s
         for thread in list(self._threads.values()):
             thread.join(max(0.0, deadline - time.monotonic()))
         self._cut()
 
     def stop(self) -> None:
-        self._stopping = True
+        self._stopping.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -114,16 +118,24 @@ class Acceptor:
         )
         with self._lock:
             self._open[number], self._threads[number] = connection, thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # no memory, or no more threads allowed
+            self.observer.rejected("", address, str(error))
+            with connection:
+                self._forget(number, address, kind)
 
     def _serve_one(self, number: int, connection: socket.socket, address: str, kind: str) -> None:
         try:
             with connection:
                 _Association(self, number, connection, address, full=kind == "overflow").run()
         finally:
-            with self._lock:
-                del self._open[number], self._threads[number]
-            self._slots.give_back(address, kind)
+            self._forget(number, address, kind)
+
+    def _forget(self, number: int, address: str, kind: str) -> None:
+        with self._lock:
+            del self._open[number], self._threads[number]
+        self._slots.give_back(address, kind)
 
     def _cut(self) -> None:
         with self._lock:
@@ -142,8 +154,8 @@ class _Association:
         self._deadline = _Deadline(server.limits)
 
     def run(self) -> None:
-        _tune(self._socket)
         try:
+            _tune(self._socket)
             negotiated = self._negotiate()
         except (RemoteProtocolError, EndOfAssociation, OSError) as error:
             if isinstance(error, RemoteProtocolError):
@@ -197,7 +209,7 @@ class _Association:
         return caller, _contexts(request, accepted)
 
     def _request(self) -> AssociateRequest:
-        self._deadline.at = time.monotonic() + REQUEST_DEADLINE_S
+        self._deadline.at = time.monotonic() + self._server.limits.request_s
         while True:
             for event in self._reader.received(self._receive()):
                 if not isinstance(event, Control) or event.type is not PduType.ASSOCIATE_RQ:
@@ -211,16 +223,16 @@ class _Association:
             for event in self._reader.received(count):
                 if isinstance(event, Fragment):
                     if response := conversation.feed(event):
-                        self._socket.settimeout(SEND_DEADLINE_S)
+                        self._socket.settimeout(self._server.limits.send_s)
                         self._socket.sendall(response)
                 else:
-                    self._control(event)
+                    self._control(event, mid_message=conversation.mid_message)
             conversation.flush()
 
-    def _control(self, event: Control) -> None:
+    def _control(self, event: Control, *, mid_message: bool) -> None:
         if event.type is PduType.RELEASE_RQ:
             self._send_quietly(pdu.encode_release_rp())
-            raise EndOfAssociation("released", in_order=True)
+            raise EndOfAssociation("released in mid message" if mid_message else "released", in_order=not mid_message)
         if event.type is PduType.ABORT:
             raise EndOfAssociation(pdu.decode_abort(event.body))
         raise RemoteProtocolError(f"unexpected {event.type.name}")

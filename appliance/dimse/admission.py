@@ -32,6 +32,11 @@ class Limits:
     associations_per_peer: int
     idle_s: float
     min_rate: int  #: bytes per second inside a PDU
+    request_s: float = 10.0  #: from connecting to the whole association request
+    grace_s: float = 10.0  #: for each PDU, on top of what its size may take
+    mid_message_s: float = 60.0  #: of silence between the PDUs of one message
+    send_s: float = 30.0  #: for the peer to take a response
+    finish_s: float = 5.0  #: for running associations when told to stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

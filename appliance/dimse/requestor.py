@@ -1,6 +1,6 @@
 """The client side of DICOM associations: sends stored bytes as they are, with blocking sockets and no thread.
 
-It never decodes and holds at most CHUNK bytes of a file. Each (SOP class, transfer syntax) has a presentation context
+It never decodes, and holds at most CHUNK bytes of a file. Each (SOP class, transfer syntax) has a presentation context
 of its own, so that what is accepted is what is stored. Every wait has a deadline; one for sending grows with the bytes,
 so that a slow line is no error and a stuck peer is. Serves the DIMSE destinations and `scanside send`.
 """
@@ -11,10 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from appliance.dimse import command as dimse
 from appliance.dimse.association import (
     ACCEPTED,
+    MAX_CONTEXTS,
     AssociateRequest,
     ProposedContext,
     decode_accept,
@@ -35,7 +38,7 @@ from appliance.dimse.pdu import (
     encode_release_rq,
     p_data_header,
 )
-from appliance.dimse.sop_classes import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
+from appliance.dimse.sop_classes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
 from appliance.errors import (
     DestinationRefused,
     ObjectRefused,
@@ -45,7 +48,6 @@ from appliance.errors import (
 )
 
 CHUNK = 1 << 20
-MAX_CONTEXTS = 128
 MIN_RATE = 1000  # bytes per second below which a peer counts as stuck
 RELEASE_S = 5.0
 
@@ -82,22 +84,26 @@ def connect(target: Target, contexts: Sequence[Pair]) -> "RequestedAssociation":
     """Open an association that proposes each pair in a context of its own.
 
     Raises DestinationRefused where the peer rejects it for good, TransientDeliveryError for all else that went wrong,
-    ValueError for more than MAX_CONTEXTS pairs.
+    ValueError for more than MAX_CONTEXTS pairs, or none.
     """
-    if not 1 <= len(contexts) <= MAX_CONTEXTS:
-        raise ValueError(f"{len(contexts)} presentation contexts")
+    pairs = list(dict.fromkeys(contexts))
+    if not 1 <= len(pairs) <= MAX_CONTEXTS:
+        raise ValueError(f"{len(pairs)} presentation contexts")
     try:
         connection = socket.create_connection((target.host, target.port), timeout=target.timeout_s)
     except (OSError, UnicodeError) as error:
         raise TransientDeliveryError(f"cannot connect to {target.host}:{target.port}: {_text(error)}") from error
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     association = RequestedAssociation(target, connection)
-    association.negotiate(contexts)
+    association.negotiate(pairs)
     return association
 
 
 class RequestedAssociation:
-    """An association we asked for. Used by one thread; any error but a refused object ends it."""
+    """An association we asked for. Used by one thread; any error but a refused object ends it.
+
+    Leaving its `with` releases it, or aborts it on the way out of an error.
+    """
 
     def __init__(self, target: Target, connection: socket.socket) -> None:
         self._target = target
@@ -110,12 +116,23 @@ class RequestedAssociation:
         self._buffer = memoryview(b"")
         self.alive = True
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.release()
+        else:
+            self.abort()
+
     def accepted(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
         return (sop_class_uid, transfer_syntax_uid) in self._accepted
 
-    def negotiate(self, contexts: Sequence[Pair]) -> None:
+    def negotiate(self, pairs: Sequence[Pair]) -> None:
         """Request the association; see `connect`."""
-        proposed = {2 * n + 1: pair for n, pair in enumerate(dict.fromkeys(contexts))}
+        proposed = {2 * n + 1: pair for n, pair in enumerate(pairs)}
         request = AssociateRequest(
             called_ae=self._target.called_ae,
             calling_ae=self._target.calling_ae,
@@ -153,8 +170,8 @@ class RequestedAssociation:
     def store(self, item: Part10) -> Answer:
         """C-STORE the data set of a Part 10 file, byte for byte.
 
-        Raises TransientDeliveryError (the association is over), ObjectRefused where its context was not accepted or
-        the file cannot be read. Any status is an answer, not an error.
+        Raises TransientDeliveryError (the association is over), ObjectRefused where its context was not accepted, the
+        file cannot be read, or the peer aborts at a data set of odd length. Any status is an answer, not an error.
         """
         context_id = self._context_of((item.sop_class_uid, item.transfer_syntax_uid))
         request = dimse.store_request(self._next_message_id(), item.sop_class_uid, item.sop_instance_uid)
@@ -169,6 +186,11 @@ class RequestedAssociation:
                     self._send(parts + more)
                     parts = []
                 return self._answer_to(request)
+        except TransientDeliveryError as error:
+            # PS3.5 section 7.1 has data sets even. Some peers take an odd one all the same; DCMTK aborts, every time.
+            if item.size % 2 and isinstance(error.__cause__, RemoteProtocolError):
+                raise ObjectRefused(f"data set of odd length: {error}") from error
+            raise
         finally:
             os.close(fd)
 
@@ -234,8 +256,12 @@ class RequestedAssociation:
         return (limit - PDV_OVERHEAD) & ~1  # fragments of a data set have even length
 
     def _data_parts(self, fd: int, item: Part10, context_id: int) -> Iterator[list[bytes | memoryview]]:
-        """P-DATA PDUs of the data set, some per list; the views die when the next list is asked for."""
-        per_read = self._piece * max(1, min(CHUNK // self._piece, _IOV // 2 - 1))
+        """P-DATA PDUs of the data set, some per list; the views die when the next list is asked for.
+
+        A deflated stream of odd length gets the NUL that PS3.5 A.5 has follow it; else nothing is added.
+        """
+        pad = bytes(item.size % 2 if item.transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN else 0)
+        per_read = self._piece * max(1, min(CHUNK // self._piece, _IOV // 3 - 1))
         if len(self._buffer) < per_read:
             self._buffer = memoryview(bytearray(per_read))
         done = 0
@@ -246,8 +272,9 @@ class RequestedAssociation:
             parts: list[bytes | memoryview] = []
             for at in range(0, len(chunk) or 1, self._piece):
                 piece = chunk[at : at + self._piece]
-                is_last = done == item.size and at + len(piece) == len(chunk)
-                parts += [p_data_header(context_id, is_command=False, is_last=is_last, size=len(piece)), piece]
+                end = pad if (is_last := done == item.size and at + len(piece) == len(chunk)) else b""
+                size = len(piece) + len(end)
+                parts += [p_data_header(context_id, is_command=False, is_last=is_last, size=size), piece, end]
             yield parts
             if done == item.size:
                 return

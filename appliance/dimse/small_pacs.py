@@ -6,12 +6,13 @@ It listens on loopback only, checks no AE title, and keeps every data set byte f
 import hashlib
 import ipaddress
 import socket
-import struct
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from socketserver import BaseServer
 from types import TracebackType
 from typing import Any, Literal, Self, cast
 
@@ -29,6 +30,7 @@ SUCCESS = 0x0000
 MAX_ASSOCIATIONS = 32
 MAX_PDU = 131072
 STOP_S = 5.0
+POLL_S = 0.05  # how long `stop` may have to wait for the server's loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,7 @@ class SmallPacs:
         self._lock = threading.Lock()
         self._files = 0
         self._received: dict[str, Received] = {}
+        self._connections: dict[Association, socket.socket] = {}
         self._stopping = threading.Event()
 
     def __enter__(self) -> Self:
@@ -75,10 +78,17 @@ class SmallPacs:
         syntaxes = [str(uid) for uid in AllTransferSyntaxes]
         for sop_class in (VERIFICATION, *sorted(storage_sop_classes())):
             application.add_supported_context(sop_class, syntaxes)
-        handlers: list[Any] = [(evt.EVT_C_STORE, self._store), (evt.EVT_CONN_OPEN, _send_at_once)]
-        server = application.start_server((self._bind, self.port), block=False, evt_handlers=handlers)
-        self._server = cast(ThreadedAssociationServer, server)
+        handlers: list[Any] = [
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_CONN_OPEN, self._opened),
+            (evt.EVT_CONN_CLOSE, self._closed),
+        ]
+        server = application.make_server(
+            (self._bind, self.port), evt_handlers=handlers, server_class=ThreadedAssociationServer
+        )
+        self._server = server
         self.port = self._server.server_address[1]
+        threading.Thread(target=server.serve_forever, args=(POLL_S,), name="small-pacs", daemon=True).start()
 
     def stop(self) -> None:
         """Take no more associations and end those there are."""
@@ -86,15 +96,20 @@ class SmallPacs:
         if server is not None:
             self._stopping.set()
             associations = server.active_associations
-            _cut(server)
-            server.shutdown()
+            self.cut()
+            BaseServer.shutdown(server)  # pynetdicom's override is for servers that its AE has started
+            server.server_close()
             for association in associations:
                 association.join(STOP_S)
+                self._forget(association)
 
     def cut(self) -> None:
         """Lose all connections at once, in the middle of whatever they carry; new ones are taken."""
-        if self._server is not None:
-            _cut(self._server)
+        with self._lock:
+            connections = list(self._connections.values())
+        for connection in connections:
+            with suppress(OSError):  # it may have ended by itself
+                connection.shutdown(socket.SHUT_RDWR)
 
     def received(self) -> list[Received]:
         """What it was sent so far, in the order of first arrival."""
@@ -104,6 +119,23 @@ class SmallPacs:
     def answer(self, sop_instance_uid: str) -> Answer:  # noqa: ARG002 - for those that answer by it
         """What to say to the next C-STORE; only success keeps the data set."""
         return SUCCESS
+
+    def _opened(self, event: Event) -> None:
+        wrapped = event.assoc.dul.socket
+        if wrapped is not None and wrapped.socket is not None:
+            wrapped.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._lock:
+                self._connections[event.assoc] = wrapped.socket
+
+    def _closed(self, event: Event) -> None:
+        self._forget(event.assoc)
+
+    def _forget(self, association: Association) -> None:
+        """Close its socket: pynetdicom leaves it open on some of its paths."""
+        with self._lock:
+            connection = self._connections.pop(association, None)
+        if connection is not None:
+            connection.close()
 
     def _store(self, event: Event) -> int:
         if self.delay_s:
@@ -139,33 +171,16 @@ class SmallPacs:
 class ScriptedPacs(SmallPacs):
     """A small PACS that answers by a script, one entry per C-STORE, and with success when the script is through."""
 
-    def __init__(self, folder: Path, statuses: Sequence[Answer], ae_title: str = "SMALLPACS", port: int = 0) -> None:
+    def __init__(self, folder: Path, statuses: Iterable[Answer], ae_title: str = "SMALLPACS", port: int = 0) -> None:
         super().__init__(folder, ae_title, port)
-        self._script = iter(list(statuses))
-        self._script_lock = threading.Lock()
+        self.script = deque(statuses)  #: may grow while it runs
 
     def answer(self, sop_instance_uid: str) -> Answer:  # noqa: ARG002 - the script is blind
-        with self._script_lock:
-            return next(self._script, SUCCESS)
+        try:
+            return self.script.popleft()
+        except IndexError:
+            return SUCCESS
 
 
 def _is_stored(status: int) -> bool:
     return status in (SUCCESS, 0x0001, 0x0107, 0x0116) or 0xB000 <= status <= 0xBFFF
-
-
-def _send_at_once(event: Event) -> None:
-    if (connection := _socket_of(event.assoc)) is not None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _cut(server: ThreadedAssociationServer) -> None:
-    for association in server.active_associations:
-        if (connection := _socket_of(association)) is not None:
-            with suppress(OSError):  # it may have ended by itself
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                connection.shutdown(socket.SHUT_RDWR)
-
-
-def _socket_of(association: Association) -> socket.socket | None:
-    wrapped = association.dul.socket
-    return None if wrapped is None else wrapped.socket
