@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
 BEAT_EVERY_S = 5.0
@@ -20,6 +21,7 @@ class Life:
 
     def __init__(self, fd: int | None = None) -> None:
         self.stopping = threading.Event()
+        self.on_stop: Callable[[], None] = lambda: None  #: wakes a main loop that waits for something else
         self._socket = socket.socket(fileno=fd) if fd is not None else None
         if self._socket is not None:
             parent = os.getppid()
@@ -30,7 +32,11 @@ class Life:
 
     def stop_on_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stopping.set())
+            signal.signal(number, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self.stopping.set()
+        self.on_stop()
 
     def beat(self) -> None:
         self._say(BEAT)

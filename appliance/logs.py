@@ -2,12 +2,14 @@
 
 import logging
 import sys
+import warnings
 
 import structlog
 
 
 def configure(process: str) -> structlog.stdlib.BoundLogger:
     """Console lines on a terminal, JSON lines elsewhere (journald, files); both on standard error."""
+    _silence_libraries()
     renderer = (
         structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer(sort_keys=True)
     )
@@ -18,7 +20,16 @@ def configure(process: str) -> structlog.stdlib.BoundLogger:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # one write a line: processes share the pipe
     )
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(process=process)
     return logger
+
+
+def _silence_libraries() -> None:
+    """DICOM libraries quote values of the data set in their warnings and log lines: patient data (P10)."""
+    warnings.simplefilter("ignore")
+    for name in ("pydicom", "highdicom", "pynetdicom"):
+        logger = logging.getLogger(name)
+        logger.handlers = [logging.NullHandler()]
+        logger.propagate = False

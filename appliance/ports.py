@@ -35,8 +35,9 @@ class Session(Protocol):
     def send(self, item: Outgoing, path: Path) -> str:
         """Send one stored Part 10 file, unchanged. Returns "" or the text of a warning status.
 
-        Raises TransientDeliveryError (the session is unusable after it unless `alive`), ObjectRefused (this item only;
-        also when its SOP class or transfer syntax is not taken), DestinationRefused. May be called again with the same item: sending is at least once.
+        Raises TransientDeliveryError (the session is unusable after it unless `alive`), ObjectRefused (this item only,
+        also when its SOP class or transfer syntax is not taken), DestinationRefused. May be called again with the
+        same item: sending is at least once.
         """
         ...
 

@@ -10,8 +10,10 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,7 @@ IMPLEMENTATION_VERSION = "SCANSIDE_010"
 _SYNC_FILE_RANGE_WRITE = 2
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _IOV_MAX = 1024
+_FOLDER = re.compile(r"[0-9]{6,}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +49,13 @@ class Incoming:
         self._digest = hashlib.sha256()
         self._flushed = 0
         self.data_set_offset = len(head)
+        self._fd = -1
         try:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
             _write_all(self._fd, [memoryview(head)])
         except OSError as error:
+            if self._fd >= 0:
+                self.discard()
             raise _refusal(error, f"cannot write {name}") from error
 
     @property
@@ -90,8 +96,10 @@ class Incoming:
             self._close()
 
     def discard(self) -> None:
+        """Never raises: what cannot be removed now has no row and is swept at start."""
         self._close()
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.unlink()
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -108,8 +116,11 @@ class Spool:
         self._limits = reserve
         self._latch = root / "latched"
         self._reserve_file = root / "reserve"
-        (root / area).mkdir(parents=True, exist_ok=True)
-        self._next = _last_number(root / area) + 1
+        self._owner_file = root / "journal-id"
+        _make_folder(root / area)
+        # Each start begins a new folder: a name is never used twice, not even when all of a folder's files were let go.
+        self._next = (_last_folder(root / area) + 1) * FILES_PER_FOLDER
+        self._folder = ""  # the newest one that is known to be durable
 
     def path(self, file: str) -> Path:
         return self.root / file
@@ -119,23 +130,33 @@ class Spool:
         number = self._next
         self._next += 1
         folder = f"{self._area}/{number // FILES_PER_FOLDER:06d}"
-        if not (self.root / folder).is_dir():
+        if folder != self._folder:
             try:
                 (self.root / folder).mkdir(exist_ok=True)
                 sync_folder(self.root / self._area)
             except OSError as error:
                 raise _refusal(error, f"cannot make {folder}") from error
+            self._folder = folder
         return Incoming(self.root, f"{folder}/{number:09d}.dcm", head)
 
     def check_room(self) -> None:
-        """Raises OutOfResources when something must not be accepted now: latched, or below the reserve (P5)."""
+        """Raises OutOfResources when something must not be accepted now: latched, or below the reserve (P5).
+
+        Raises StoreFailed when not even that can be told.
+        """
         if reason := self.latched():
             raise OutOfResources(f"the store has failed and waits for a restart: {reason}")
-        room = os.statvfs(self.root)
+        room = self._room()
         if room.f_bavail * room.f_frsize < self._limits.free_bytes:
             raise OutOfResources(f"only {room.f_bavail * room.f_frsize >> 20} MB free, the reserve is more")
         if room.f_files and room.f_favail < self._limits.free_inodes:
             raise OutOfResources(f"only {room.f_favail} inodes free, the reserve is more")
+
+    def _room(self) -> os.statvfs_result:
+        try:
+            return os.statvfs(self.root)
+        except OSError as error:
+            raise StoreFailed(f"cannot see how much room there is: {error.strerror}") from error
 
     def latch(self, reason: str) -> None:
         """Tell all processes that a write failed. Best effort: the disk may take nothing any more."""
@@ -164,20 +185,23 @@ class Spool:
             finally:
                 os.close(fd)
             probe.unlink()
-            self._latch.unlink(missing_ok=True)
             sync_folder(self.root)
+            self._latch.unlink(missing_ok=True)  # last: a proof that failed half way must not lift it
         except OSError as error:
             raise StoreFailed(f"the probe write failed: {error.strerror}") from error
 
     def keep_reserve(self) -> None:
-        """Hold back space for the journal, if there is room for it."""
-        if self._reserve_file.exists() or not self._limits.journal_bytes:
+        """Hold back space for the journal, unless that would take what must stay free. To be called now and then."""
+        wanted = self._limits.journal_bytes
+        room = self._room()
+        if room.f_bavail * room.f_frsize < self._limits.free_bytes + wanted:
             return
         try:
-            with self._reserve_file.open("xb") as file:
-                os.posix_fallocate(file.fileno(), 0, self._limits.journal_bytes)
+            with self._reserve_file.open("ab") as file:
+                if os.fstat(file.fileno()).st_size < wanted:
+                    os.posix_fallocate(file.fileno(), 0, wanted)
         except OSError:
-            self._reserve_file.unlink(missing_ok=True)
+            self.free_reserve()
 
     def free_reserve(self) -> bool:
         """Give the space back so that the journal can write its last transitions; says whether there was any."""
@@ -187,16 +211,46 @@ class Spool:
             return False
         return True
 
+    def owner(self) -> str:
+        """The identity of the journal that knows these files; "" for a spool that is nobody's yet. Raises OSError."""
+        try:
+            return self._owner_file.read_text().strip()
+        except FileNotFoundError:
+            return ""
+
+    def own(self, identity: str) -> None:
+        """From now on these files are known to the journal of this identity, durably. Raises OSError."""
+        temporary = self._owner_file.with_suffix(f".{os.getpid()}")
+        with temporary.open("w") as file:
+            file.write(identity)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self._owner_file)
+        sync_folder(self.root)
+
+    def is_empty(self) -> bool:
+        """Whether no area holds any file."""
+        return next(self.root.glob("*/*/*.dcm"), None) is None
+
     def files(self) -> list[str]:
         """All files of this area, oldest first."""
         area = self.root / self._area
-        return sorted(str(path.relative_to(self.root)) for path in area.glob("*/*.dcm"))
+        folders = sorted(entry.name for entry in os.scandir(area) if entry.is_dir())
+        return [
+            f"{self._area}/{folder}/{name}"
+            for folder in folders
+            for name in sorted(os.listdir(area / folder))
+            if name.endswith(".dcm")
+        ]
 
     def quarantine(self, file: str) -> None:
         """Put a file aside for a person to look at."""
         folder = self.root / "quarantine"
         folder.mkdir(exist_ok=True)
         self.path(file).rename(folder / file.replace("/", "-"))
+
+    def has(self, file: str) -> bool:
+        return self.path(file).is_file()
 
     def remove(self, file: str) -> None:
         self.path(file).unlink(missing_ok=True)
@@ -285,13 +339,18 @@ def _write_all(fd: int, views: Sequence[memoryview]) -> None:
             rest[0] = rest[0][written:]
 
 
-def _last_number(area: Path) -> int:
-    folders = sorted(entry.name for entry in os.scandir(area) if entry.is_dir())
-    for folder in reversed(folders):
-        numbers = [int(entry.name.split(".")[0]) for entry in os.scandir(area / folder)]
-        if numbers:
-            return max(numbers)
-    return 0
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each durable in the one that holds it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def _last_folder(area: Path) -> int:
+    """The highest number of a folder, -1 where there is none. What else lies there is not ours."""
+    return max((int(entry.name) for entry in os.scandir(area) if _FOLDER.fullmatch(entry.name)), default=-1)
 
 
 def _refusal(error: OSError, what: str) -> OutOfResources | StoreFailed:

@@ -8,7 +8,7 @@ diagram is printed from these tables.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from appliance.errors import IllegalTransition
 
@@ -120,10 +120,10 @@ DELIVERY = Machine(
     final=frozenset({_D.COMMITTED, _D.ABANDONED}),
 )
 
-MACHINES = (SERIES, JOB, DELIVERY)
+MACHINES: tuple[Machine[Any], ...] = (SERIES, JOB, DELIVERY)
 
 
-def mermaid(machine: Machine[S]) -> str:
+def mermaid(machine: Machine[Any]) -> str:
     """The machine as a Mermaid state diagram, in the order of its table."""
     lines = ["stateDiagram-v2", f"    [*] --> {machine.initial.value}"]
     lines += [f"    {a.value} --> {b.value}: {event.value}" for (a, event), b in machine.steps.items()]

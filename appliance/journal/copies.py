@@ -4,12 +4,19 @@ A copy may go when every delivery of its instance has its proof and its keep-tim
 its series is not open (P4). Keep-times count appliance time: a box that was off has not kept anything waiting.
 """
 
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from appliance.journal.jobs import CURSOR
 from appliance.journal.store import Journal
 
-CHUNK = 200
+CHUNK = 100
+#: An engine's deadline is a day at most. What is older keeps nobody's copy: a dead engine must not fill the disk.
+READ_WITHIN_MS = 2 * 86_400_000
+
+#: A read: SQL and its parameters -> rows. A journal's, or a transaction's.
+Query = Callable[..., Sequence[sqlite3.Row]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,66 +28,82 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Copy:
-    file: str
-    instance: int
+class Rules:
+    """When a copy may go."""
+
+    keeps: Mapping[str, Keep]  #: by destination
+    unowed_keep_ms: int  #: of instances that are owed to nobody
 
 
-def releasable(journal: Journal, keeps: Mapping[str, Keep], unowed_keep_ms: int, after: str) -> tuple[list[Copy], str]:
-    """One chunk of copies that may go, and the file name to go on after ("" at the end)."""
-    rows = journal.query(
-        "SELECT c.file, c.instance, i.tick, i.study_instance_uid, i.series_instance_uid FROM copy c"
-        " JOIN instance i ON i.id=c.instance WHERE c.file > ? ORDER BY c.file LIMIT ?",
-        after,
-        CHUNK,
-    )
+def releasable(journal: Journal, rules: Rules, after: str) -> tuple[list[str], str]:
+    """Files of one chunk of copies that may go, and the file name to go on after ("" at the end)."""
+    rows = journal.query("SELECT file FROM copy WHERE file > ? ORDER BY file LIMIT ?", after, CHUNK)
     now = journal.clock.tick()
-    found = [
-        Copy(file=row["file"], instance=row["instance"])
-        for row in rows
-        if _free(journal, row["instance"], keeps, now, row["tick"] + unowed_keep_ms)
-        and not _needed(journal, row["study_instance_uid"], row["series_instance_uid"])
-    ]
+    found = [row["file"] for row in rows if _may_go(journal.query, rules, row["file"], now)]
     return found, rows[-1]["file"] if len(rows) == CHUNK else ""
 
 
-def _free(journal: Journal, instance: int, keeps: Mapping[str, Keep], now: int, unowed_until: int) -> bool:
-    deliveries = journal.query("SELECT destination, state, settled_tick FROM delivery WHERE instance=?", instance)
+def release(journal: Journal, rules: Rules, files: Sequence[str]) -> list[str]:
+    """Forget those of these copies that may still go, durably; returns them.
+
+    A repeat may have made one owed again since `releasable` saw it. The files go after this, and a file left by a
+    crash in between is swept at start.
+    """
+    with journal.write(durable=True) as tx:
+
+        def query(statement: str, *parameters: object) -> list[sqlite3.Row]:
+            return tx.sql(statement, parameters).fetchall()
+
+        going = [file for file in files if _may_go(query, rules, file, tx.tick)]
+        for file in going:
+            tx.sql("DELETE FROM copy WHERE file=?", (file,))
+        if going:
+            tx.history("copies_released", count=len(going), files=going)
+    return going
+
+
+def _may_go(query: Query, rules: Rules, file: str, now: int) -> bool:
+    found = query(
+        "SELECT i.id, i.tick, i.study_instance_uid, i.series_instance_uid FROM copy c"
+        " JOIN instance i ON i.id=c.instance WHERE c.file=?",
+        file,
+    )
+    return bool(found) and _is_free(query, rules, found[0], now) and not _is_needed(query, found[0], now)
+
+
+def _is_free(query: Query, rules: Rules, instance: sqlite3.Row, now: int) -> bool:
+    deliveries = query("SELECT destination, state, settled_tick FROM delivery WHERE instance=?", instance["id"])
     if not deliveries:
-        return now >= unowed_until
+        return bool(now >= instance["tick"] + rules.unowed_keep_ms)
     return all(
-        row["state"] == "abandoned" or _proven(row["state"], row["settled_tick"], keeps.get(row["destination"]), now)
+        row["state"] == "abandoned"
+        or _is_proven(row["state"], row["settled_tick"], rules.keeps.get(row["destination"]), now)
         for row in deliveries
     )
 
 
-def _proven(state: str, settled_tick: int, keep: Keep | None, now: int) -> bool:
+def _is_proven(state: str, settled_tick: int, keep: Keep | None, now: int) -> bool:
     if keep is None:  # a destination the config no longer has: its proof is unknown, so only commitment frees
         return state == "committed"
     proofs = ("committed",) if keep.commitment else ("delivered", "committed")
     return state in proofs and now >= settled_tick + keep.keep_ms
 
 
-def _needed(journal: Journal, study_instance_uid: str, series_instance_uid: str) -> bool:
-    return bool(
-        journal.one(
-            "SELECT 1 FROM job WHERE study_instance_uid=? AND state NOT IN ('reported', 'superseded') LIMIT 1",
-            study_instance_uid,
-        )
-        or journal.one(
-            "SELECT 1 FROM series WHERE study_instance_uid=? AND series_instance_uid=? AND state='open'",
-            study_instance_uid,
-            series_instance_uid,
-        )
+def _is_needed(query: Query, instance: sqlite3.Row, now: int) -> bool:
+    """Whether an engine may still read it; so does analyse, as long as it has not looked at it at all."""
+    if now >= instance["tick"] + READ_WITHIN_MS:
+        return False
+    looked_at = query("SELECT 1 FROM cursor WHERE name=? AND value>=?", CURSOR, instance["id"])
+    unfinished = query(
+        "SELECT 1 FROM job WHERE study_instance_uid=? AND state NOT IN ('reported', 'superseded') LIMIT 1",
+        instance["study_instance_uid"],
     )
-
-
-def release(journal: Journal, copies: Sequence[Copy]) -> None:
-    """Forget copies, durably; the files go after this, and a file left by a crash in between is swept at start."""
-    with journal.write(durable=True) as tx:
-        for copy in copies:
-            tx.sql("DELETE FROM copy WHERE file=?", (copy.file,))
-        tx.history("copies_released", count=len(copies), instances=[copy.instance for copy in copies])
+    still_open = query(
+        "SELECT 1 FROM series WHERE study_instance_uid=? AND series_instance_uid=? AND state='open'",
+        instance["study_instance_uid"],
+        instance["series_instance_uid"],
+    )
+    return bool(not looked_at or unfinished or still_open)
 
 
 def note_tick(journal: Journal) -> None:

@@ -9,6 +9,7 @@ from appliance.model import HistoryLine
 DAY_MS = 86_400_000
 KEEP_INSTANCE_LINES_MS = 7 * DAY_MS
 CHUNK = 500
+KEPT = ("abandoned",)  # who gave what up, and why, is never forgotten (P4)
 
 
 def trace(journal: Journal, uid: str, limit: int = 100_000) -> list[HistoryLine]:
@@ -18,10 +19,11 @@ def trace(journal: Journal, uid: str, limit: int = 100_000) -> list[HistoryLine]
     """
     rows = journal.query(
         "SELECT * FROM history WHERE id IN ("
-        " SELECT id FROM history WHERE sop_instance_uid=?1 AND ?1<>''"
-        " UNION SELECT id FROM history WHERE study_instance_uid=?1 AND ?1<>''"
+        " SELECT id FROM history WHERE sop_instance_uid=?1 AND sop_instance_uid<>''"
+        " UNION SELECT id FROM history WHERE study_instance_uid=?1 AND study_instance_uid<>''"
         " UNION SELECT h.id FROM history h JOIN (SELECT DISTINCT study_instance_uid AS study FROM series"
-        "   WHERE series_instance_uid=?1) s ON h.study_instance_uid=s.study WHERE h.series_instance_uid=?1)"
+        "   WHERE series_instance_uid=?1) s ON h.study_instance_uid=s.study"
+        "   WHERE h.series_instance_uid=?1 AND h.study_instance_uid<>'')"
         " ORDER BY id LIMIT ?2",
         uid,
         limit,
@@ -32,15 +34,17 @@ def trace(journal: Journal, uid: str, limit: int = 100_000) -> list[HistoryLine]
 def prune(journal: Journal, after: int) -> tuple[int, int]:
     """Remove one chunk of old lines of single, settled instances; returns (last id looked at, lines removed)."""
     horizon = journal.clock.tick() - KEEP_INSTANCE_LINES_MS
-    rows = journal.query(
-        "SELECT id, sop_instance_uid FROM history WHERE id>? AND tick<? ORDER BY id LIMIT ?", after, horizon, CHUNK
+    lines = journal.query(
+        "SELECT id, tick, sop_instance_uid, event FROM history WHERE id>? ORDER BY id LIMIT ?", after, CHUNK
     )
+    rows = [row for row in lines if row["tick"] < horizon]  # not in SQL: it would read on to the end for a younger one
     if not rows:
         return 0, 0
     settled = [
         row["id"]
         for row in rows
         if row["sop_instance_uid"]
+        and row["event"] not in KEPT
         and journal.one(
             "SELECT 1 FROM instance i JOIN delivery d ON d.instance=i.id"
             " WHERE i.sop_instance_uid=? AND d.state IN ('queued', 'held') LIMIT 1",

@@ -23,8 +23,11 @@ INTERRUPTED_FACTOR = 3
 #: The learned gap that silence must exceed: the p99 of the sender's pauses, with room.
 GAP_FACTOR = 1.5
 MIN_GAPS = 200
+#: What comes later than this into a closed series is no pause of the sender's, but somebody's afterthought.
+LONGEST_PAUSE_MS = 600_000
 
 Routes = Callable[[Arrival], Sequence[Owed]]
+Holds = Callable[[str], bool]  # whether the spool still has a file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,23 +38,30 @@ class Recorded:
     redundant: bool
 
 
-def record(journal: Journal, arrivals: Sequence[Arrival], routes: Routes) -> list[Recorded]:
+def record(
+    journal: Journal, arrivals: Sequence[Arrival], routes: Routes, holds: Holds = lambda _: True
+) -> list[Recorded]:
     """Record arrivals durably, in one transaction. The caller has made their files durable before (P1)."""
     with journal.write(durable=True) as tx:
-        return [_record(tx, arrival, routes(arrival)) for arrival in arrivals]
+        return [_record(tx, arrival, routes(arrival), holds) for arrival in arrivals]
 
 
-def _record(tx: Transaction, arrival: Arrival, owed: Sequence[Owed]) -> Recorded:
+def _record(tx: Transaction, arrival: Arrival, owed: Sequence[Owed], holds: Holds) -> Recorded:
     known = tx.sql(
         "SELECT id FROM instance WHERE sop_instance_uid=? AND digest=? AND transfer_syntax_uid=?",
         (arrival.sop_instance_uid, arrival.digest, arrival.transfer_syntax_uid),
     ).fetchone()
-    return _repeat(tx, arrival, owed, known["id"]) if known else _new(tx, arrival, owed)
+    if known is None:
+        return _new(tx, arrival, owed)
+    return _repeat(tx, arrival, owed, known["id"], redundant=_is_held(tx, known["id"], holds))
 
 
 def _new(tx: Transaction, arrival: Arrival, owed: Sequence[Owed]) -> Recorded:
     header = arrival.header
-    other = tx.sql("SELECT 1 FROM instance WHERE sop_instance_uid=? LIMIT 1", (arrival.sop_instance_uid,)).fetchone()
+    others = tx.sql(
+        "SELECT study_instance_uid, series_instance_uid FROM instance WHERE sop_instance_uid=?",
+        (arrival.sop_instance_uid,),
+    ).fetchall()
     instance = insert_instance(
         tx,
         origin=Origin.RECEIVED,
@@ -71,18 +81,20 @@ def _new(tx: Transaction, arrival: Arrival, owed: Sequence[Owed]) -> Recorded:
     tx.sql("INSERT INTO copy (file, instance) VALUES (?,?)", (arrival.file, instance))
     event = "received" if header.series_instance_uid else "received_unsorted"
     tx.history(
-        "other_bytes_under_known_uid" if other else event,
+        "other_bytes_under_known_uid" if others else event,
         _subject(arrival),
         calling_ae=arrival.calling_ae,
         peer=arrival.peer,
         association=arrival.association,
         bytes=arrival.size,
         digest=arrival.digest.hex(),
+        owed_to=[delivery.destination for delivery in owed],
     )
     for delivery in owed:
         insert_delivery(tx, instance, arrival.size, delivery)
     if header.series_instance_uid:
-        _arrived_in_series(tx, arrival)
+        here = (header.study_instance_uid, header.series_instance_uid)
+        _arrived_in_series(tx, arrival, known_uid=any(tuple(row) == here for row in others))
     return Recorded(instance_id=instance, redundant=False)
 
 
@@ -103,9 +115,17 @@ def insert_delivery(tx: Transaction, instance: int, size: int, owed: Owed) -> No
     )
 
 
-def _repeat(tx: Transaction, arrival: Arrival, owed: Sequence[Owed], instance: int) -> Recorded:
+def _is_held(tx: Transaction, instance: int, holds: Holds) -> bool:
+    """Whether an equal copy is held. One whose file is gone is forgotten: what comes again is then its repair."""
+    files = [row["file"] for row in tx.sql("SELECT file FROM copy WHERE instance=?", (instance,))]
+    lost = [file for file in files if not holds(file)]
+    for file in lost:
+        tx.sql("DELETE FROM copy WHERE file=?", (file,))
+    return len(files) > len(lost)
+
+
+def _repeat(tx: Transaction, arrival: Arrival, owed: Sequence[Owed], instance: int, *, redundant: bool) -> Recorded:
     """The same bytes again: nothing new while they are owed; a repair if that was settled a while ago."""
-    redundant = tx.sql("SELECT 1 FROM copy WHERE instance=?", (instance,)).fetchone() is not None
     latest = {
         row["destination"]: row
         for row in tx.sql(
@@ -140,7 +160,8 @@ def _is_repair(tick: int, latest: sqlite3.Row | None) -> bool:
     return bool(tick - latest["settled_tick"] > REPAIR_AFTER_MS)
 
 
-def _arrived_in_series(tx: Transaction, arrival: Arrival) -> None:
+def _arrived_in_series(tx: Transaction, arrival: Arrival, *, known_uid: bool) -> None:
+    """Count it in its series, which reopens when it was closed; another version of an instance counts once."""
     header = arrival.header
     key = (header.study_instance_uid, header.series_instance_uid)
     row = tx.sql(
@@ -157,16 +178,19 @@ def _arrived_in_series(tx: Transaction, arrival: Arrival) -> None:
     elif row["state"] == SeriesState.OPEN:
         _learn_gap(tx, arrival.calling_ae, tx.tick - row["last_tick"])
         tx.sql(
-            "UPDATE series SET arrivals=arrivals+1, last_tick=?, released=0, interrupted=0,"
+            "UPDATE series SET arrivals=arrivals+?, last_tick=?, released=0, interrupted=0,"
             " stated_count=max(stated_count, ?) WHERE id=?",
-            (tx.tick, header.stated_count, row["id"]),
+            (not known_uid, tx.tick, header.stated_count, row["id"]),
         )
     else:
+        if tx.tick - row["last_tick"] <= LONGEST_PAUSE_MS:  # closed too early: just that pause is to be learnt
+            _learn_gap(tx, arrival.calling_ae, tx.tick - row["last_tick"])
         tx.sql(
-            "UPDATE series SET state=?, revision=revision+1, arrivals=arrivals+1, last_tick=?, released=0,"
+            "UPDATE series SET state=?, revision=revision+1, arrivals=arrivals+?, last_tick=?, released=0,"
             " interrupted=0, evidence='', stated_count=max(stated_count, ?) WHERE id=?",
             (
                 states.SERIES.step(SeriesState.CLOSED, Event.INSTANCE_ARRIVED),
+                not known_uid,
                 tx.tick,
                 header.stated_count,
                 row["id"],
@@ -201,18 +225,24 @@ def open_series(journal: Journal) -> list[Series]:
     ]
 
 
-def evidence_for(series: Series, now: int, silence_ms: int) -> Evidence | None:
-    """What says at `now` that the series is complete; None: nothing yet."""
+def evidence_for(series: Series, now: int, silence_ms: int, deaf_until: int = 0) -> Evidence | None:
+    """What says at `now` that the series is complete; None: nothing yet. See `silent_from`."""
     if series.stated_count and series.arrivals >= series.stated_count:
         return Evidence.COUNT
     if series.modality in SINGLE_IMAGE:
         return Evidence.SINGLE_IMAGE
-    return Evidence.SILENCE if now >= silent_from(series, silence_ms) else None
+    return Evidence.SILENCE if now >= silent_from(series, silence_ms, deaf_until) else None
 
 
-def silent_from(series: Series, silence_ms: int) -> int:
-    """The tick at which silence becomes evidence."""
-    return series.last_tick + silence_ms * (INTERRUPTED_FACTOR if series.interrupted else 1)
+def silent_from(series: Series, silence_ms: int, deaf_until: int = 0) -> int:
+    """The tick at which silence becomes evidence.
+
+    Nobody is silent to a process that did not hear, or turned them away, until `deaf_until`; and whoever had not
+    released by then was cut off.
+    """
+    cut_off = series.last_tick < deaf_until and not series.released
+    factor = INTERRUPTED_FACTOR if series.interrupted or cut_off else 1
+    return max(series.last_tick, deaf_until) + silence_ms * factor
 
 
 def learned_silence_ms(journal: Journal, calling_ae: str) -> int:

@@ -42,7 +42,8 @@ class Duty:
 def arrived(journal: Journal, limit: int) -> list[Instance]:
     """Received instances that no duty was looked up for yet, oldest first."""
     rows = journal.query(
-        f"{INSTANCE_SELECT} WHERE i.id > coalesce((SELECT value FROM cursor WHERE name=?), 0) ORDER BY i.id LIMIT ?",
+        f"{INSTANCE_SELECT} WHERE i.id > coalesce((SELECT value FROM cursor WHERE name=?), 0) AND i.origin='received'"
+        " ORDER BY i.id LIMIT ?",
         CURSOR,
         limit,
     )
@@ -116,6 +117,14 @@ def unfinished(journal: Journal, *states: JobState) -> list[Job]:
         *[str(state) for state in states],
     )
     return [job_of(row) for row in rows]
+
+
+def overtaken(journal: Journal, job: Job) -> bool:
+    """Whether an early run of this job is not worth going on with: its inputs changed, or another job is ready."""
+    row = journal.one("SELECT last_instance_id, state FROM job WHERE id=?", job.id)
+    if row is None or row["last_instance_id"] != job.last_instance_id:
+        return True
+    return journal.one("SELECT 1 FROM job WHERE state='ready' AND id<>? LIMIT 1", job.id) is not None
 
 
 def series_of_study(journal: Journal, study_instance_uid: str) -> list[Series]:
@@ -222,14 +231,20 @@ def conclude(journal: Journal, job: Job, event: Event, outcome: Outcome) -> bool
 
 
 def conclude_late(journal: Journal, job: Job, outcome: Outcome) -> bool:
-    """An outcome that came after its deadline had been told: a revision of its own that says that it is late."""
+    """An outcome that came after its deadline: a revision of its own that says that it is late.
+
+    Where the deadline was concluded but not told yet, it takes its place. False: the job was superseded.
+    """
     with journal.write(durable=True) as tx:
         newest = tx.sql(
             "SELECT max(revision) AS revision FROM job WHERE engine=? AND subject=?", (job.engine, job.subject)
         ).fetchone()["revision"]
         told = tx.sql("SELECT state FROM job WHERE id=?", (job.id,)).fetchone()["state"]
-        if newest != job.revision or told != JobState.REPORTED:
+        if newest != job.revision or told not in (JobState.CONCLUDED, JobState.REPORTED):
             return False
+        if told == JobState.CONCLUDED:
+            step(tx, job.id, JobState.CONCLUDED, Event.SUPERSEDE)
+            tx.history("job_superseded", subject_of(job), engine=job.engine, revision=job.revision)
         duty = Duty(
             engine=job.engine,
             scope=job.scope,

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from appliance.journal.rows import DELIVERY_SELECT, delivery_of
 from appliance.journal.store import Journal, Subject, Transaction
-from appliance.model import Delivery
+from appliance.model import Delivery, Urgency
 from appliance.states import DELIVERY, DeliveryState, Event
 
 UNROUTED = ""
 DESTINATION_GONE = "destination gone: it is no longer in the config"
+CHUNK = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,23 +31,31 @@ class Settlement:
 def next_queued(journal: Journal, destination: str, limit: int, *, skip: Collection[int] = ()) -> list[Delivery]:
     """The next deliveries of a lane, most urgent first, then oldest; `skip` are those backing off or in flight."""
     rows = journal.query(
-        f"{DELIVERY_SELECT} WHERE d.state='queued' AND d.destination=? ORDER BY d.urgency, d.id LIMIT ?",
+        "SELECT id FROM delivery INDEXED BY delivery_queued"
+        " WHERE state='queued' AND destination=? ORDER BY urgency, id LIMIT ?",
         destination,
         limit + len(skip),
     )
-    return [delivery_of(row) for row in rows if row["id"] not in skip][:limit]
+    ids = [row["id"] for row in rows if row["id"] not in skip][:limit]
+    chosen = journal.query(f"{DELIVERY_SELECT} WHERE d.id IN ({_marks(ids)}) AND d.state='queued'", *ids)
+    return sorted(map(delivery_of, chosen), key=lambda delivery: (delivery.urgency, delivery.id))
 
 
-def oldest_queued(journal: Journal, destination: str) -> Delivery | None:
+def oldest_queued(journal: Journal, destination: str, *, skip: Collection[int] = ()) -> Delivery | None:
     """The delivery that has waited longest, whatever its urgency: so that nothing starves (P7)."""
-    rows = journal.query(
-        "SELECT urgency, min(id) AS id FROM delivery INDEXED BY delivery_queued"
-        " WHERE state='queued' AND destination=? GROUP BY urgency",
-        destination,
-    )
-    if not rows:
-        return None
-    row = journal.one(f"{DELIVERY_SELECT} WHERE d.id=? AND d.state='queued'", min(row["id"] for row in rows))
+    oldest = [
+        row["id"]
+        for urgency in Urgency
+        for row in journal.query(
+            "SELECT id FROM delivery INDEXED BY delivery_queued"
+            " WHERE state='queued' AND destination=? AND urgency=? ORDER BY id LIMIT ?",
+            destination,
+            int(urgency),
+            1 + len(skip),
+        )
+        if row["id"] not in skip
+    ]
+    row = journal.one(f"{DELIVERY_SELECT} WHERE d.id=? AND d.state='queued'", min(oldest, default=0))
     return delivery_of(row) if row else None
 
 
@@ -80,25 +89,30 @@ def hold_destinations_gone(journal: Journal, configured: Iterable[str]) -> int:
     gone = [row["destination"] for row in rows if row["destination"] not in known]
     held = 0
     for destination in gone:
-        with journal.write(durable=True) as tx:
-            count = tx.sql(
-                "UPDATE delivery SET state=?, reason=? WHERE state=? AND destination=?",
-                (
-                    DELIVERY.step(DeliveryState.QUEUED, Event.REFUSE),
-                    DESTINATION_GONE,
-                    DeliveryState.QUEUED,
-                    destination,
-                ),
-            ).rowcount
-            tx.history("destination_gone", destination=destination, held=count)
+        while count := _hold_some(journal, destination):
             held += count
     return held
 
 
-def requeue(journal: Journal, delivery_id: int, by: str) -> bool:
-    """Queue a held delivery again. False: it is not held (any more)."""
+def _hold_some(journal: Journal, destination: str) -> int:
     with journal.write(durable=True) as tx:
-        row = tx.sql("SELECT instance, destination FROM delivery WHERE id=?", (delivery_id,)).fetchone()
+        rows = tx.sql(
+            "SELECT id, instance FROM delivery INDEXED BY delivery_queued"
+            " WHERE state='queued' AND destination=? LIMIT ?",
+            (destination, CHUNK),
+        ).fetchall()
+        for row in rows:
+            _step(tx, row["id"], DeliveryState.QUEUED, Event.REFUSE, DESTINATION_GONE)
+            _tell(tx, row["instance"], "held", destination=destination, reason=DESTINATION_GONE)
+        return len(rows)
+
+
+def requeue(journal: Journal, delivery_id: int, by: str) -> bool:
+    """Queue a held delivery again. False: it is not held (any more), or has no destination: see `reroute`."""
+    with journal.write(durable=True) as tx:
+        row = tx.sql(
+            "SELECT instance, destination FROM delivery WHERE id=? AND destination<>?", (delivery_id, UNROUTED)
+        ).fetchone()
         if row is None or not _step(tx, delivery_id, DeliveryState.HELD, Event.REQUEUE, ""):
             return False
         _tell(tx, row["instance"], "requeued", destination=row["destination"], by=by)
@@ -106,7 +120,12 @@ def requeue(journal: Journal, delivery_id: int, by: str) -> bool:
 
 
 def abandon(journal: Journal, delivery_id: int, by: str, reason: str) -> bool:
-    """Give a held delivery up, by a named person, with a reason (P4). False: it is not held (any more)."""
+    """Give a held delivery up, by a named person, with a reason (P4). False: it is not held (any more).
+
+    Raises ValueError where nobody is named or no reason is given.
+    """
+    if not by.strip() or not reason.strip():
+        raise ValueError("a delivery is abandoned by a named person, with a reason")
     with journal.write(durable=True) as tx:
         row = tx.sql("SELECT instance, destination FROM delivery WHERE id=?", (delivery_id,)).fetchone()
         if row is None or not _step(tx, delivery_id, DeliveryState.HELD, Event.ABANDON, f"{by}: {reason}"):
@@ -133,12 +152,31 @@ def reroute(journal: Journal, delivery_id: int, destinations: Sequence[str], by:
         return True
 
 
+def hasten(tx: Transaction, study_instance_uid: str) -> None:
+    """Move the queued images of an urgent study before routine ones (P7). An order of sending, not a transition: the
+    one thing another stage may change in a delivery.
+    """
+    tx.sql(
+        "UPDATE delivery SET urgency=? WHERE state=? AND urgency=? AND instance IN"
+        " (SELECT id FROM instance WHERE study_instance_uid=?)",
+        (Urgency.URGENT_IMAGE, DeliveryState.QUEUED, Urgency.IMAGE, study_instance_uid),
+    )
+
+
 def list_deliveries(journal: Journal, state: DeliveryState, limit: int, after: int = 0) -> list[Delivery]:
     """Deliveries in a state, oldest first, from the id after `after`."""
+    index = f"INDEXED BY delivery_{state}" if state in (DeliveryState.QUEUED, DeliveryState.HELD) else ""
     rows = journal.query(
-        f"{DELIVERY_SELECT} WHERE d.state=? AND d.id>? ORDER BY d.id LIMIT ?", str(state), after, limit
+        f"{DELIVERY_SELECT} WHERE d.id IN (SELECT id FROM delivery {index} WHERE state='{state}' AND id>?"
+        " ORDER BY id LIMIT ?) ORDER BY d.id",
+        after,
+        limit,
     )
     return [delivery_of(row) for row in rows]
+
+
+def _marks(values: Sequence[int]) -> str:
+    return ",".join("?" * len(values))
 
 
 def _step(tx: Transaction, delivery_id: int, state: DeliveryState, event: Event, reason: str) -> bool:

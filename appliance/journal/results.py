@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.journal import outbox
 from appliance.journal.inbox import insert_delivery, insert_instance
 from appliance.journal.jobs import Duty, insert, step, subject_of
 from appliance.journal.rows import JOB_COLUMNS, job_of
@@ -38,13 +39,16 @@ def series_of_result(journal: Journal, sop_instance_uid: str) -> str:
     return row["series_instance_uid"] if row else ""
 
 
-def report(journal: Journal, job: Job, built: Sequence[Built], note: str) -> bool:
+def report(journal: Journal, job: Job, built: Sequence[Built], note: str, *, urgent: bool = False) -> bool:
     """Concluded -> reported, with the results and their deliveries, durably. The files are durable already."""
     with journal.write(durable=True) as tx:
         if not step(tx, job.id, JobState.CONCLUDED, Event.REPORT):
             return False
         for item in built:
             _record_result(tx, job, item)
+        tx.sql("DELETE FROM cursor WHERE name=?", (f"report of job {job.id}",))
+        if urgent:
+            outbox.hasten(tx, job.study_instance_uid)
         tx.history("job_reported", subject_of(job), engine=job.engine, results=len(built), note=note)
         return True
 
@@ -76,6 +80,14 @@ def _record_result(tx: Transaction, job: Job, item: Built) -> None:
         sop_instance_uid=result.sop_instance_uid,
     )
     tx.history("result_built", subject, kind=result.kind, bytes=result.size, owed_to=[o.destination for o in item.owed])
+
+
+def count_try(journal: Journal, job: Job) -> int:
+    """Note that the results of a job are about to be built; how often that was noted, this time included."""
+    name = f"report of job {job.id}"
+    with journal.write(durable=False) as tx:
+        tx.sql("INSERT INTO cursor VALUES (?, 1) ON CONFLICT DO UPDATE SET value=value+1", (name,))
+        return int(tx.sql("SELECT value FROM cursor WHERE name=?", (name,)).fetchone()[0])
 
 
 def restore(journal: Journal, restored: Restored) -> None:

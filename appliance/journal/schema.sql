@@ -2,7 +2,7 @@
 -- changes it. Times: tick = milliseconds of appliance time (clock.py), at = UTC for people. Order is by id, never by time.
 
 CREATE TABLE meta (
-    key TEXT PRIMARY KEY,           -- schema, boot_id, boot_base_ms, ...
+    key TEXT PRIMARY KEY,           -- schema, journal_id, boot_id, boot_base_ms, last_tick
     value TEXT NOT NULL
 ) WITHOUT ROWID;
 
@@ -91,7 +91,7 @@ CREATE TABLE job (
 CREATE INDEX job_unfinished ON job (id) WHERE state NOT IN ('reported', 'superseded');
 CREATE INDEX job_by_study ON job (study_instance_uid);
 
--- How far analyse has looked at the instance table. Owner: analyse.
+-- How far analyse has looked at the instance table, and how often it tried to build a result. Owner: analyse.
 CREATE TABLE cursor (
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL

@@ -10,17 +10,19 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from appliance.errors import OutOfResources, StoreFailed
 from appliance.journal.clock import Clock, boot_id, boot_time_ms
 
 SCHEMA_VERSION = "1"
 BUSY_MS = 10_000
+CHECKPOINT_MS = 200  # a truncating checkpoint holds all writers up while it waits for readers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +41,22 @@ class Transaction:
     """A write transaction: SQL, and the history that commits with it. `tick` and `at` are one instant for all of it."""
 
     def __init__(self, connection: sqlite3.Connection, process: str, clock: Clock) -> None:
-        self.sql = connection.execute
+        self._connection = connection
+        self._said: list[tuple[str, tuple[Any, ...]]] = []
         self.tick = clock.tick()
         self.at = clock.utc()
         self.clock_implausible = clock.implausible()
         self._process = process
+
+    def sql(self, statement: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        self._said.append((statement, parameters))
+        return self._connection.execute(statement, parameters)
+
+    def say_again(self) -> None:
+        """Do the same again after SQLite has rolled back. Nobody else wrote in between: the caller holds the lock."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        for statement, parameters in self._said:
+            self._connection.execute(statement, parameters)
 
     def history(self, event: str, subject: Subject = NOTHING, **detail: Any) -> None:
         self.sql(
@@ -66,45 +79,68 @@ class Journal:
     """One process's way to the journal. Threads may share it: writes take turns, each thread reads for itself."""
 
     def __init__(self, path: Path, process: str, *, on_full: Callable[[], bool] = lambda: False) -> None:
-        """Open, and create if it is not there. `on_full` frees the reserve and says whether it did."""
+        """Open, and create if it is not there. `on_full` frees the reserve and says whether it did.
+
+        Raises StoreFailed when it cannot be used, OutOfResources when somebody else keeps it locked.
+        """
         self.path = path
         self.process = process
         self._on_full = on_full
+        self._failed = ""
+        self._closed = False
         self._turn = threading.Lock()
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._lock_fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with self._exclusive():
-            self._writer = _connect(path)
-            _create(self._writer)
-            self.clock = _clock(self._writer)
+        try:
+            with self._exclusive():
+                self._writer = _connect(path)
+                _create(self._writer)
+                self.clock, self.identity = _clock(self._writer), _identity(self._writer)
+        except (sqlite3.Error, StoreFailed) as error:
+            os.close(self._lock_fd)
+            raise (_translated(error) if isinstance(error, sqlite3.Error) else error) from error
 
     @contextmanager
     def write(self, *, durable: bool) -> Iterator[Transaction]:
         """One transaction; on return it is committed, and with `durable` it is on disk.
 
-        Raises OutOfResources when the disk is full even without the reserve, StoreFailed when writing failed: then
-        nothing of it is to be trusted and the process must latch and end (P1).
+        Raises OutOfResources when the disk is full even without the reserve or somebody else keeps the journal locked
+        (nothing was written), StoreFailed when writing failed: then nothing of it is to be trusted, this journal
+        writes no more, and the process must latch and end (P1).
         """
         with self._exclusive():
-            self._writer.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            if self._failed:
+                raise StoreFailed(self._failed)
             try:
+                self._writer.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._writer.execute("BEGIN IMMEDIATE")
-                yield Transaction(self._writer, self.process, self.clock)
-                self._commit()
+                tx = Transaction(self._writer, self.process, self.clock)
+                yield tx
+                self._commit(tx)
             except sqlite3.Error as error:
-                raise _translated(error) from error
+                raise self._judged(error) from error
             finally:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
 
-    def _commit(self) -> None:
+    def _commit(self, tx: Transaction) -> None:
         try:
             self._writer.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            if not _is_full(error) or not self._writer.in_transaction or not self._on_full():
+            if not _is_full(error) or not self._on_full():
                 raise
+            tx.say_again()
             self._writer.execute("COMMIT")
+
+    def _judged(self, error: sqlite3.Error) -> Exception:
+        """What a failed transaction means; full in the middle of one, the next at least shall have the reserve."""
+        judged = _translated(error)
+        if isinstance(judged, StoreFailed):
+            self._failed = str(judged)
+        elif isinstance(judged, OutOfResources) and _is_full(error):
+            self._on_full()
+        return judged
 
     def query(self, sql: str, *parameters: Any) -> list[sqlite3.Row]:
         """All rows of a read; the read transaction ends with it. Bound every query by LIMIT or an index."""
@@ -117,21 +153,27 @@ class Journal:
         rows = self.query(sql, *parameters)
         return rows[0] if rows else None
 
-    def checkpoint(self, *, truncate: bool = False) -> int:
-        """Move the WAL into the database; returns the WAL's bytes after it. Raises StoreFailed."""
+    def checkpoint(self, *, truncate: bool = False) -> bool:
+        """Move the WAL into the database, with `truncate` all of it, so that nothing of it is needed any more.
+
+        False: a reader or another checkpoint was in the way. Raises StoreFailed.
+        """
         try:
-            with closing(_connect(self.path)) as connection:
-                connection.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})").fetchall()
+            with self._exclusive() if truncate else nullcontext(), closing(_connect(self.path, CHECKPOINT_MS)) as own:
+                mode = "TRUNCATE" if truncate else "PASSIVE"
+                busy, _, _ = own.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:
-            raise _translated(error) from error
-        return self.wal_bytes()
+            raise self._judged(error) from error
+        return not busy
 
     def wal_bytes(self) -> int:
         wal = self.path.with_name(self.path.name + "-wal")
         return wal.stat().st_size if wal.exists() else 0
 
     def close(self) -> None:
+        """No more reads or writes: to ask for one is a bug and raises sqlite3.ProgrammingError."""
         with self._exclusive():
+            self._closed = True
             self._writer.close()
             for connection in self._readers:
                 connection.close()
@@ -139,6 +181,8 @@ class Journal:
 
     def _reader(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if self._closed:
+            raise sqlite3.ProgrammingError("the journal is closed")
         if connection is None:
             connection = self._local.connection = _connect(self.path)
             connection.execute("PRAGMA query_only=1")
@@ -148,6 +192,8 @@ class Journal:
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         with self._turn:
+            if self._closed:
+                raise sqlite3.ProgrammingError("the journal is closed")
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
             try:
                 yield
@@ -155,10 +201,11 @@ class Journal:
                 fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
+def _connect(path: Path, busy_ms: int = BUSY_MS) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=busy_ms / 1000)
     connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # takes effect only before the first table
+    if not connection.execute("PRAGMA page_count").fetchone()[0]:
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # later it would do nothing, in a durable transaction
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA wal_autocheckpoint=0")
@@ -168,7 +215,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _create(connection: sqlite3.Connection) -> None:
     if connection.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
-        found = connection.execute("SELECT value FROM meta WHERE key='schema'").fetchone()[0]
+        found = dict(connection.execute("SELECT key, value FROM meta").fetchall()).get("schema", "unknown")
         if found != SCHEMA_VERSION:
             raise StoreFailed(f"the journal has schema {found}, this version needs {SCHEMA_VERSION}")
         return
@@ -192,6 +239,13 @@ def _clock(connection: sqlite3.Connection) -> Clock:
     return Clock(base_ms=base)
 
 
+def _identity(connection: sqlite3.Connection) -> str:
+    """A name that this journal has for ever and no other has: by it the spool knows whose files it holds."""
+    connection.execute("INSERT OR IGNORE INTO meta VALUES ('journal_id', ?)", (uuid4().hex,))
+    row = connection.execute("SELECT value FROM meta WHERE key='journal_id'").fetchone()
+    return str(row["value"])
+
+
 def _is_full(error: sqlite3.Error) -> bool:
     return error.sqlite_errorcode == sqlite3.SQLITE_FULL
 
@@ -201,6 +255,8 @@ def _translated(error: sqlite3.Error) -> Exception:
         return error  # a bug of ours (wrong SQL, closed connection): let it show
     if _is_full(error):
         return OutOfResources(f"the journal cannot grow: {error}")
+    if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return OutOfResources(f"another program keeps the journal locked: {error}")
     if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISUSE):
         return error
     return StoreFailed(f"the journal failed: {error}")

@@ -20,16 +20,20 @@ from appliance.model import (
     Reason,
     Series,
 )
-from appliance.stages.desk import Desk, EarlyRun, EngineOnDuty, identity_of
+from appliance.stages.desk import Desk, EarlyRun, EngineOnDuty, identity_of, unknown_identity
 from appliance.states import Event, JobState, SeriesState
 
 LOOK_AT = 500  # instances at a time
+#: An early run waits for this much quiet: a sender with an association per image would start one at each.
+EARLY_AFTER_MS = 500
+LONGEST_REST_MS = 60_000
 
 
 class Assembler:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._geometry: dict[int, tuple[str, bool]] = {}  # job id -> inputs last judged, verdict
+        self._due_ms = LONGEST_REST_MS
         self.early: list[EarlyRun] = []  #: for the infer stage, renewed by each step
 
     def step(self) -> bool:
@@ -41,9 +45,12 @@ class Assembler:
             if len(arrived) == LOOK_AT:
                 return True
         changed = bool(arrived)
+        self._due_ms = LONGEST_REST_MS
         early: list[EarlyRun] = []
         for job in jobs.unfinished(self._desk.journal, JobState.WAITING, JobState.READY, JobState.RUNNING):
-            if job.deadline_tick <= self._desk.journal.clock.tick():
+            left_ms = job.deadline_tick - self._desk.journal.clock.tick()
+            self._due_ms = min(self._due_ms, max(1, left_ms))
+            if left_ms <= 0:
                 changed |= self._pass_deadline(job)
             elif job.state == JobState.WAITING:
                 changed |= self._try_to_close(job, early)
@@ -51,10 +58,8 @@ class Assembler:
         return changed
 
     def next_due_s(self) -> float:
-        """Seconds to the next deadline; a step is due then, whatever rings."""
-        waiting = jobs.unfinished(self._desk.journal, JobState.WAITING, JobState.READY, JobState.RUNNING)
-        now = self._desk.journal.clock.tick()
-        return min([60.0, *(max(0.01, (job.deadline_tick - now) / 1000) for job in waiting)])
+        """Seconds until a step is due, whatever rings: the next deadline, or the quiet before an early run."""
+        return max(1, self._due_ms) / 1000
 
     def _duties(self, instance: Instance) -> list[Duty]:
         if not instance.study_instance_uid or not instance.series_instance_uid:
@@ -71,7 +76,7 @@ class Assembler:
             conclusion=Conclusion.NOT_ANALYSED,
             reason=Reason.DEADLINE,
             detail="not concluded in time",
-            engine=identity_of(engine, job),
+            engine=identity_of(engine) if engine else unknown_identity(job.engine),
             evidence=job.evidence,
         )
         return jobs.conclude(self._desk.journal, job, Event.DEADLINE, outcome)
@@ -81,9 +86,11 @@ class Assembler:
         if engine is None:
             return self._no_engine(job)
         series = self._subject_series(job, engine)
+        if not series:
+            return self._no_series(job, engine)
         if job.scope == "instance" or all(one.state == SeriesState.CLOSED for one in series):
             return self._close(job, engine, series)
-        if all(one.state == SeriesState.CLOSED or (one.released and not one.interrupted) for one in series):
+        if all(self._looks_complete(one) for one in series):
             self._consider_early_run(job, engine, series, early)
         return False
 
@@ -92,7 +99,17 @@ class Assembler:
             conclusion=Conclusion.NOT_ANALYSED,
             reason=Reason.NO_ENGINE,
             detail=f"{job.engine} is no longer configured",
-            engine=identity_of(None, job),
+            engine=unknown_identity(job.engine),
+        )
+        return jobs.conclude(self._desk.journal, job, Event.CONCLUDE, outcome)
+
+    def _no_series(self, job: Job, engine: EngineOnDuty) -> bool:
+        """Of the right modality, but in a series whose first instance said another: nothing can be made of it."""
+        outcome = Outcome(
+            conclusion=Conclusion.NOT_ANALYSED,
+            reason=Reason.UNSUITABLE,
+            detail="no series of an accepted modality",
+            engine=identity_of(engine),
         )
         return jobs.conclude(self._desk.journal, job, Event.CONCLUDE, outcome)
 
@@ -128,6 +145,14 @@ class Assembler:
                 return 1, -one.arrivals, one.id
 
         return min(series, key=rank)
+
+    def _looks_complete(self, series: Series) -> bool:
+        if series.state == SeriesState.CLOSED:
+            return True
+        quiet_ms = self._desk.journal.clock.tick() - series.last_tick
+        if series.released and not series.interrupted and quiet_ms < EARLY_AFTER_MS:
+            self._due_ms = min(self._due_ms, EARLY_AFTER_MS - quiet_ms)
+        return series.released and not series.interrupted and quiet_ms >= EARLY_AFTER_MS
 
     def _consider_early_run(
         self, job: Job, engine: EngineOnDuty, series: Sequence[Series], early: list[EarlyRun]

@@ -58,15 +58,19 @@ class EarlyRun:
     digest: str
 
 
-def identity_of(engine: EngineOnDuty | None, job: Job) -> EngineIdentity:
-    """Who was to speak; the runtime and device come from whoever ran it."""
-    engine_id, _, version = job.engine.partition("@")
-    if engine is None:
-        return EngineIdentity(id=engine_id, version=version, status="reference", package_sha256="", model_sha256="")
+def identity_of(engine: EngineOnDuty) -> EngineIdentity:
+    """Who is to speak; the runtime and device come from whoever runs it."""
+    manifest = engine.package.manifest
     return EngineIdentity(
-        id=engine_id,
-        version=version,
-        status=engine.package.manifest.status,
+        id=manifest.id,
+        version=manifest.version,
+        status=manifest.status,
         package_sha256=engine.package.package_sha256,
         model_sha256=engine.package.model_sha256,
     )
+
+
+def unknown_identity(key: str) -> EngineIdentity:
+    """Of an engine that the config no longer has: all that is left of it is its key."""
+    engine_id, _, version = key.partition("@")
+    return EngineIdentity(id=engine_id, version=version, status="reference", package_sha256="", model_sha256="")

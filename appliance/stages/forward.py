@@ -32,6 +32,12 @@ OLDEST_EVERY = 16  # every so many sends the longest waiting goes first, whateve
 Log = Callable[..., None]
 
 
+def backoff_s(failures: int) -> float:
+    """Seconds before the next try after so many failures in a row: exponential, capped, jittered."""
+    longest = min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, 16))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outbox:
     """What a lane works with."""
@@ -40,12 +46,7 @@ class Outbox:
     path: Callable[[str], Path]  #: spool file name -> path
     log: Log
     changed: Callable[[], None]  #: a lane's state is other than before
-
-
-def backoff_s(failures: int) -> float:
-    """Seconds before the next try after so many failures in a row: exponential, capped, jittered."""
-    longest = min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, 16))
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+    backoff: Callable[[int], float] = backoff_s  #: failures in a row -> seconds to wait
 
 
 @dataclass(slots=True)
@@ -81,6 +82,7 @@ class Lane:
         self._unsettled_since = 0.0
         self._failures = 0
         self._sends = 0
+        self._was_unreachable = False
         self._way: _Way | None = None
 
     def wake(self) -> None:
@@ -95,8 +97,9 @@ class Lane:
         try:
             while not self._stopping.is_set():
                 wait_s = self.step()
-                if wait_s > 0:
+                if wait_s > 0 and not self._stopping.is_set():
                     self._wait(wait_s)
+            self._flush()  # what was delivered need not be sent again after a restart
         finally:
             self._close()
 
@@ -109,9 +112,9 @@ class Lane:
             self._settle(delivery, Event.REFUSE, "the local copy is missing", self._box.journal.clock.tick())
             return 0.0
         try:
-            self._send(delivery)
+            self._send(delivery, self._open_for(delivery))
         except TransientDeliveryError as error:
-            return self._transient(delivery, error)
+            return self._transient(delivery, error) if self._way is not None else self._unreachable(error)
         except DestinationRefused as error:
             return self._suspend(error)
         return 0.0
@@ -122,14 +125,16 @@ class Lane:
         skip = claimed | {key for key, retry in self._retries.items() if retry.not_before > now}
         self._sends += 1
         if self._sends % OLDEST_EVERY == 0:
-            oldest = outbox.oldest_queued(self._box.journal, self.name)
-            if oldest is not None and oldest.id not in skip:
+            oldest = outbox.oldest_queued(self._box.journal, self.name, skip=skip)
+            if oldest is not None:
                 return oldest
         found = outbox.next_queued(self._box.journal, self.name, 1, skip=skip)
         return found[0] if found else None
 
     def _rest(self) -> float:
         """Nothing to send: settle, and after a while close the session."""
+        if self._more_comes_soon():
+            return 0.0
         self._flush()
         self._turn("idle", "")
         waits = [SLOW_POLL_S]
@@ -144,9 +149,18 @@ class Lane:
                 waits.append(left)
         return min(waits)
 
-    def _send(self, delivery: Delivery) -> None:
+    def _more_comes_soon(self) -> bool:
+        """Whether new work comes while what was sent may still wait to be settled: a lane that keeps up with a scanner
+        would otherwise sync the journal once an image, and hold up every acknowledgement.
+        """
+        left = self._unsettled_since + SETTLE_WITHIN_S - time.monotonic()
+        if not self._unsettled or left <= 0 or not self._wake.wait(left):
+            return False
+        self._wake.clear()
+        return not self._stopping.is_set()
+
+    def _send(self, delivery: Delivery, way: _Way) -> None:
         started = self._box.journal.clock.tick()
-        way = self._open_for(delivery)
         self._turn("sending", "")
         try:
             warning = way.session.send(delivery, self._box.path(delivery.file))
@@ -168,19 +182,31 @@ class Lane:
         session = stack.enter_context(self._destination.open(coming))
         proposed = frozenset((item.sop_class_uid, item.transfer_syntax_uid) for item in coming)
         self._way = _Way(session=session, stack=stack, proposed=proposed)
+        if self._was_unreachable:  # what failed while the line was bad goes at once, most urgent first
+            self._was_unreachable = False
+            for retry in self._retries.values():
+                retry.not_before = 0.0
         return self._way
 
+    def _unreachable(self, error: TransientDeliveryError) -> float:
+        """No way to the destination: that is no object's fault, so none of them is put back behind the others."""
+        self._was_unreachable = True
+        self._failures += 1
+        self._flush()
+        self._turn("backing off", str(error))
+        self._box.log("destination_unreachable", destination=self.name, reason=str(error))
+        return self._hold_back(self._box.backoff(self._failures))
+
     def _transient(self, delivery: Delivery, error: TransientDeliveryError) -> float:
-        retry = self._retries.get(delivery.id, _Retry(failures=0, not_before=0.0))
-        retry.failures += 1
-        retry.not_before = time.monotonic() + backoff_s(retry.failures)
-        self._retries[delivery.id] = retry
         self._failures += 1
         self._flush()
         alive = self._way is not None and self._way.session.alive
         if not alive:
             self._close()
-        wait_s = 0.0 if alive and self._failures < 3 else backoff_s(self._failures)
+        wait_s = 0.0 if alive and self._failures < 3 else self._box.backoff(self._failures)
+        retry = self._retries.setdefault(delivery.id, _Retry(failures=0, not_before=0.0))
+        retry.failures += 1  # after the lane's own wait, so that others go before an object that always fails
+        retry.not_before = time.monotonic() + wait_s + self._box.backoff(retry.failures)
         self._turn("backing off" if wait_s else "sending", str(error))
         self._box.log("delivery_failed", destination=self.name, delivery=delivery.id, reason=str(error))
         return self._hold_back(wait_s)
@@ -194,7 +220,7 @@ class Lane:
         probes = 0
         while not self._stopping.is_set():
             probes += 1
-            self._hold_back(backoff_s(probes + 2))
+            self._hold_back(self._box.backoff(probes + 2))
             if self._stopping.is_set():
                 break
             try:
@@ -236,7 +262,7 @@ class Lane:
         except OutOfResources as error:
             # Sent but not noted: kept, so that it is not sent again while this process lives.
             self._box.log("journal_full", reason=str(error))
-            self._hold_back(1.0)
+            self._hold_back(self._box.backoff(1))
             return
         self._unsettled = []
 

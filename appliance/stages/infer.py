@@ -5,23 +5,66 @@ whose inputs look complete are run early; their outcome is kept with the job unt
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from appliance.errors import CannotAnalyse, RuntimeFailed
+from appliance.errors import CannotAnalyse, RuntimeCancelled, RuntimeFailed
 from appliance.imaging import analysis
 from appliance.journal import jobs
 from appliance.model import Conclusion, EngineIdentity, Instance, Job, Outcome, Reason
 from appliance.ports import LoadedEngine
-from appliance.stages.desk import Desk, EarlyRun, EngineOnDuty, identity_of
+from appliance.stages.desk import Desk, EarlyRun, EngineOnDuty, identity_of, unknown_identity
 from appliance.states import Event, JobState
 
 MAX_ATTEMPTS = 3
 GOLDEN_DEADLINE_S = 120.0
+
+
+Cancelled = Callable[[], bool]
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One run of one engine."""
+
+    engine: EngineOnDuty
+    loaded: LoadedEngine
+    deadline_s: float
+    cancelled: Cancelled
+
+    def read(self, paths: Sequence[Path], folder: Path) -> Outcome:
+        """Files to outcome. Raises CannotAnalyse, RuntimeFailed."""
+        begun = time.monotonic()
+        prepared = analysis.prepare(self.engine.package, paths, folder)
+        prepared_at = time.monotonic()
+        outputs = self.loaded.infer(prepared.inputs, self.deadline_s, self.cancelled)
+        ran_at = time.monotonic()
+        reading = analysis.conclude(self.engine.package, prepared, outputs)
+        return Outcome(
+            conclusion=reading.conclusion,
+            findings=reading.findings,
+            measures=dict(reading.measures),
+            extent=prepared.extent,
+            engine=_on(identity_of(self.engine), self.loaded),
+            timings_ms={
+                "prepare": _ms(begun, prepared_at),
+                "infer": _ms(prepared_at, ran_at),
+                "run": round(self.loaded.last_run_ms, 1),
+                "conclude": _ms(ran_at, time.monotonic()),
+            },
+        )
+
+
+def _ms(begun: float, ended: float) -> float:
+    return round((ended - begun) * 1000, 1)
 
 
 class Inferrer:
@@ -29,6 +72,7 @@ class Inferrer:
 
     def __init__(self, desk: Desk, loaded: Mapping[str, LoadedEngine], unfit: Mapping[str, str], workdir: Path) -> None:
         self._desk, self._loaded, self._unfit, self._workdir = desk, loaded, unfit, workdir
+        self._tried_early: dict[int, str] = {}  # job id -> its inputs then
 
     def recover(self) -> None:
         """At start: what was running when the process died is tried again, or given up after too many deaths."""
@@ -45,10 +89,10 @@ class Inferrer:
         if ready:
             self._run_ready(ready[0])
             return True
-        runs = early()
-        if runs:
-            self._run_early(runs[0])
-            return True
+        for run in early():  # as assemble saw it last: some may be done or overtaken by now
+            if self._tried_early.get(run.job.id) != run.digest and not jobs.overtaken(self._desk.journal, run.job):
+                self._run_early(run)
+                return True
         return False
 
     def _run_ready(self, job: Job) -> None:
@@ -72,10 +116,12 @@ class Inferrer:
             jobs.conclude_late(self._desk.journal, job, replace(outcome, late=True))
 
     def _run_early(self, run: EarlyRun) -> None:
-        """An early run that fails leaves no trace: the real one will tell."""
+        """An early run that fails leaves no trace: the real one will tell. It never makes another job wait."""
         instances = jobs.inputs(self._desk.journal, run.job, run.series_instance_uid)
         try:
-            outcome = self._outcome(run.job, instances)
+            outcome = self._outcome(run.job, instances, lambda: jobs.overtaken(self._desk.journal, run.job))
+        except RuntimeCancelled:
+            return
         except RuntimeFailed as error:
             self._desk.log("early_run_failed", engine=run.job.engine, reason=str(error))
             outcome = None
@@ -83,8 +129,9 @@ class Inferrer:
             jobs.keep_provisional(self._desk.journal, run.job, run.digest, outcome)
         else:
             jobs.keep_provisional(self._desk.journal, run.job, run.digest, None)
+        self._tried_early[run.job.id] = run.digest
 
-    def _outcome(self, job: Job, instances: list[Instance]) -> Outcome:
+    def _outcome(self, job: Job, instances: list[Instance], cancelled: Cancelled = _never) -> Outcome:
         """What the engine says of these inputs. Raises RuntimeFailed."""
         engine = self._desk.engine(job.engine)
         loaded = self._loaded.get(job.engine)
@@ -93,38 +140,17 @@ class Inferrer:
             return self._not_analysed(job, Reason.NO_ENGINE, why)
         if len({instance.patient for instance in instances}) > 1:
             return self._not_analysed(job, Reason.MIXED_IDENTITY, "the images name more than one patient")
+        left_s = max(1.0, (job.deadline_tick - self._desk.journal.clock.tick()) / 1000)
+        run = _Run(engine=engine, loaded=loaded, deadline_s=left_s, cancelled=cancelled)
         try:
             with TemporaryDirectory(dir=self._workdir) as folder:
-                return self._read(job, engine, loaded, instances, Path(folder))
+                return replace(run.read(self._desk.paths(instances), Path(folder)), evidence=job.evidence)
         except CannotAnalyse as error:
             return self._not_analysed(job, Reason(error.reason), str(error))
 
-    def _read(
-        self, job: Job, engine: EngineOnDuty, loaded: LoadedEngine, instances: list[Instance], folder: Path
-    ) -> Outcome:
-        begun = time.monotonic()
-        prepared = analysis.prepare(engine.package, self._desk.paths(instances), folder)
-        prepared_at = time.monotonic()
-        left_s = max(1.0, (job.deadline_tick - self._desk.journal.clock.tick()) / 1000)
-        outputs = loaded.infer(prepared.inputs, left_s)
-        ran_at = time.monotonic()
-        reading = analysis.conclude(engine.package, prepared, outputs)
-        return Outcome(
-            conclusion=reading.conclusion,
-            findings=reading.findings,
-            measures=dict(reading.measures),
-            extent=prepared.extent,
-            engine=_on(identity_of(engine, job), loaded),
-            timings_ms={
-                "prepare": round((prepared_at - begun) * 1000, 1),
-                "infer": round((ran_at - prepared_at) * 1000, 1),
-                "run": round(loaded.last_run_ms, 1),
-                "conclude": round((time.monotonic() - ran_at) * 1000, 1),
-            },
-        )
-
     def _not_analysed(self, job: Job, reason: Reason, detail: str) -> Outcome:
-        identity = identity_of(self._desk.engine(job.engine), job)
+        engine = self._desk.engine(job.engine)
+        identity = identity_of(engine) if engine else unknown_identity(job.engine)
         loaded = self._loaded.get(job.engine)
         return Outcome(
             conclusion=Conclusion.NOT_ANALYSED,

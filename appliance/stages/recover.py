@@ -83,6 +83,7 @@ def recover(recovery: Recovery) -> Recovered:
         restored += _restore(recovery, file, quarantined)
         done += 1
         recovery.progress(done, total)
+    recovery.received.own(recovery.journal.identity)  # last: a recovery that broke off must be begun anew
     return Recovered(
         instances=inbox.count_instances(recovery.journal) - restored,
         results=restored,

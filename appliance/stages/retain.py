@@ -1,15 +1,16 @@
 """Retain: the one place that lets local copies go, and the journal's upkeep. Runs beside the lanes, outside receive."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from appliance.errors import OutOfResources
 from appliance.journal import copies, history
-from appliance.journal.copies import Keep
+from appliance.journal.copies import Rules
 from appliance.journal.store import Journal
 
 CHECKPOINT_BYTES = 4 << 20
+RESTART_BYTES = 16 << 20  # under load there is always something new in the WAL, so it would never start anew
 ALARM_BYTES = 64 << 20
 UPKEEP_EVERY_S = 1.0
 RETAIN_EVERY = 60  # upkeeps
@@ -20,9 +21,9 @@ class Upkeep:
     """What retain works with."""
 
     journal: Journal
+    rules: Rules
     remove: Callable[[str], None]  #: a spool file
-    keeps: Mapping[str, Keep]
-    unowed_keep_ms: int  #: of instances that are owed to nobody
+    keep_reserve: Callable[[], None]  #: hold space back for the journal again when there is room
     log: Callable[..., None]
 
 
@@ -43,24 +44,26 @@ class Retainer:
                 self._upkeep.log("journal_full", reason=str(error))
 
     def step(self) -> None:
+        """A chunk of upkeep: a walk over all copies begins now and then, and goes on until it has seen them all."""
         self._checkpoint()
-        if self._rounds % RETAIN_EVERY == 0:
+        begin = self._rounds % RETAIN_EVERY == 0
+        if begin:
             copies.note_tick(self._upkeep.journal)
+            self._upkeep.keep_reserve()
+        if begin or self._after_file:
             self.release_some()
+        if begin or self._after_line:
             self._after_line, _ = history.prune(self._upkeep.journal, self._after_line)
         self._rounds += 1
 
     def release_some(self) -> int:
         """Let one chunk of copies go; returns how many."""
         upkeep = self._upkeep
-        found, self._after_file = copies.releasable(
-            upkeep.journal, upkeep.keeps, upkeep.unowed_keep_ms, self._after_file
-        )
-        if found:
-            copies.release(upkeep.journal, found)
-            for copy in found:
-                upkeep.remove(copy.file)
-        return len(found)
+        found, self._after_file = copies.releasable(upkeep.journal, upkeep.rules, self._after_file)
+        gone = copies.release(upkeep.journal, upkeep.rules, found) if found else []
+        for file in gone:
+            upkeep.remove(file)
+        return len(gone)
 
     def _checkpoint(self) -> None:
         journal = self._upkeep.journal
@@ -71,4 +74,5 @@ class Retainer:
         self._checkpointed = size
         if size > ALARM_BYTES:
             self._upkeep.log("wal_too_large", bytes=size)
+        if size > RESTART_BYTES:
             journal.checkpoint(truncate=True)

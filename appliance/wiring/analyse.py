@@ -1,5 +1,6 @@
 """The analyse process: assemble and report in one thread, infer in another, engines in runtime children."""
 
+import shutil
 import sys
 import threading
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from appliance.wakeup import SLOW_POLL_S, Bell
 from appliance.wiring.common import EX_OK, Log, Worker, join, open_journal, open_spool, publish_facts
 
 JOURNAL_FULL_PAUSE_S = 2.0
+CHANCES = 3  # of an engine whose child dies while it is loaded: memory may be short just now
 
 
 class Analysis:
@@ -48,7 +50,8 @@ class Analysis:
         self._assembler = Assembler(desk)
         self._reporter = Reporter(desk, _press(config, self._bell, spool))
         workdir = config.state_dir / "work"
-        workdir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(workdir, ignore_errors=True)  # volumes of runs that were cut short
+        workdir.mkdir(parents=True)
         self._inferrer = Inferrer(desk, self._loaded, self._unfit, workdir)
 
     def assemble_and_report(self) -> None:
@@ -97,7 +100,7 @@ class Analysis:
                 memory_mb=self._config.analyse.memory_mb,
             )
         )
-        why_not = runtime.probe()
+        why_not = runtime.probe() and runtime.probe()
         for engine in self._engines:
             if fault := why_not or self._verify(runtime, engine):
                 self._unfit[engine.key] = fault
@@ -105,15 +108,20 @@ class Analysis:
         publish_facts(self._config, "engines", _facts(self._engines, self._loaded, self._unfit))
 
     def _verify(self, runtime: Runtime, engine: EngineOnDuty) -> str:
-        try:
-            candidate = runtime.load(engine.package.model_path, engine.package.model_sha256)
-            fault = golden_fault(engine, candidate)
-        except RuntimeFailed as error:
-            return str(error)
-        if fault:
-            candidate.close()
-        else:
-            self._loaded[engine.key] = candidate
+        """Let it serve from now on; returns why it may not, "" if it may."""
+        fault = ""
+        for _ in range(CHANCES):
+            try:
+                candidate = runtime.load(engine.package.model_path, engine.package.model_sha256)
+                fault = golden_fault(engine, candidate)
+            except RuntimeFailed as error:
+                fault = str(error)
+                continue
+            if fault:
+                candidate.close()
+            else:
+                self._loaded[engine.key] = candidate
+            break
         return fault
 
 

@@ -33,6 +33,9 @@ from appliance.stages.report.priority import PriorityRule, priority
 from appliance.stages.report.sr import build_sr
 from appliance.states import JobState
 
+MAX_TRIES = 3
+
+Item = tuple[Built, Sequence[Owed], Priority]
 
 #: (kind, SOP class, engine, job's source instance, priority) -> where a result is owed
 ResultRoutes = Callable[[Built, EngineOnDuty, Instance, Priority], Sequence[Owed]]
@@ -61,7 +64,12 @@ class Reporter:
         if not concluded:
             return False
         job = concluded[0]
-        built, note = self._build(job)
+        built: list[Item] = []
+        if results.count_try(self._desk.journal, job) > MAX_TRIES:
+            note = f"the result could not be built: {MAX_TRIES} tries ended the process"
+            self._desk.log("result_not_built", engine=job.engine, study=job.study_instance_uid)
+        else:
+            built, note = self._build(job)
         owing = [self._store(job, item, owed, how_urgent) for item, owed, how_urgent in built]
         urgent = any(how_urgent is Priority.URGENT for _, _, how_urgent in built)
         if not results.report(self._desk.journal, job, owing, note, urgent=urgent):
@@ -71,7 +79,7 @@ class Reporter:
             self._press.ring("forward")
         return True
 
-    def _build(self, job: Job) -> tuple[list[tuple[Built, Sequence[Owed], Priority]], str]:
+    def _build(self, job: Job) -> tuple[list[Item], str]:
         """The results of a job and where they are owed; or none, and why."""
         engine, outcome = self._desk.engine(job.engine), job.outcome
         if engine is None or outcome is None:
@@ -115,7 +123,7 @@ class Reporter:
             return None
 
     def _picture(self, outcome: Outcome, instances: Sequence[Instance]) -> NDArray[np.uint8] | None:
-        """The key images with the findings drawn on; None (a plain card) where there are none or they are unreadable."""
+        """The key images with the findings drawn on; None (a plain card) where there are none or none is readable."""
         keys = {finding.sop_instance_uid for finding in outcome.findings}
         if not keys:
             return None

@@ -1,0 +1,107 @@
+"""What all processes are made of: workers that end a process visibly, facts for `status`, the spool and its journal."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.config import Config
+from appliance.errors import StoreFailed
+from appliance.journal.store import Journal
+from appliance.life import Life
+from appliance.spool import Reserve, Spool
+from appliance.wiring import forward
+from appliance.wiring.common import EX_FAILED, EX_LATCHED, EX_OK, Worker, join, publish_facts
+from tests.journals import SERIES
+
+LIMITS = Reserve(free_bytes=0, free_inodes=0, journal_bytes=0)
+
+
+def fails(error: Exception) -> Callable[[], None]:
+    def run() -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize(
+    ("run", "status", "told"),
+    [
+        (lambda: None, EX_OK, []),
+        (fails(StoreFailed("cannot sync")), EX_LATCHED, [("latch", "cannot sync"), ("store_failed", "cannot sync")]),
+        (fails(KeyError("bug")), EX_FAILED, [("worker_failed", "KeyError: 'bug'")]),
+    ],
+    ids=["well", "store failed", "bug"],
+)
+def test_a_worker_that_fails_ends_the_process_and_a_failed_store_is_latched_first(
+    run: Callable[[], None], status: int, told: list[tuple[str, str]]
+) -> None:
+    said: list[tuple[str, str]] = []
+
+    def log(event: str, **detail: Any) -> None:
+        said.append((event, detail["reason"]))
+
+    life = Life()
+    worker = Worker("worker", run, life, log, lambda reason: said.append(("latch", reason)))
+    worker.join()
+    assert (worker.status, worker.alive, life.stopping.is_set(), said) == (status, False, status != EX_OK, told)
+
+
+def test_facts_are_replaced_whole_by_many_at_once_and_lost_with_no_harm(tmp_path: Path) -> None:
+    config = Config(state=tmp_path)
+    publish_facts(config, "lanes", {"there is": "no such folder"})
+    config.run_dir.mkdir()
+
+    def publish(number: int) -> None:
+        for _ in range(50):
+            publish_facts(config, "lanes", {"lane": [number] * 500})
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        file = config.run_dir / "lanes.json"
+        if file.exists():
+            assert len(set(json.loads(file.read_text())["lane"])) == 1
+    for thread in threads:
+        thread.join()
+    assert [path.name for path in config.run_dir.iterdir()] == ["lanes.json"]
+
+
+@pytest.mark.promise("P4")
+def test_a_spool_is_given_to_one_journal_and_to_no_other(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", "received", LIMITS)
+    first, second = Journal(tmp_path / "one", "test"), Journal(tmp_path / "two", "test")
+    join(spool, first)
+    join(spool, first)
+    join(Spool(tmp_path / "spool", "results", LIMITS), Journal(tmp_path / "one", "analyse"))
+    with pytest.raises(StoreFailed, match="scanside recover"):
+        join(spool, second)
+    spool.own(second.identity)  # what recover does when it is through
+    join(spool, second)
+
+
+@pytest.mark.promise("P4")
+def test_the_configured_proof_is_what_frees_a_copy(tmp_path: Path) -> None:
+    options = {"kind": "dimse", "host": "127.0.0.1", "port": 104, "called_ae": "PACS", "takes": ["image"], "keep_h": 2}
+    named = [{**options, "name": proof, "proof": proof} for proof in ("store", "commitment")]
+    config = Config.model_validate({"state": str(tmp_path), "destinations": named})
+    spool = Spool(tmp_path / "spool", "received", LIMITS)
+    retainer = forward._retainer(config, Journal(tmp_path / "j", "forward"), spool, lambda *_: None)
+    keeps = retainer._upkeep.rules.keeps
+    assert {name: keep.commitment for name, keep in keeps.items()} == {"store": False, "commitment": True}
+    assert {keep.keep_ms for keep in keeps.values()} == {2 * 3_600_000}
+
+
+@pytest.mark.promise("P4")
+def test_files_that_are_nobodys_are_given_to_no_journal(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", "received", LIMITS)
+    incoming = spool.begin(SERIES.encode())
+    incoming.finish()
+    with pytest.raises(StoreFailed, match="scanside recover"):
+        join(spool, Journal(tmp_path / "j", "test"))
+    assert spool.files() == [incoming.name]
