@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from appliance.engine_ops import ManifestPart, Postprocess, Preprocess
+from appliance.engine_ops import CropToMask, LabelScores, LesionCandidates, ManifestPart, Postprocess, Preprocess
 
 MAX_FILES = 256
 
@@ -42,7 +42,6 @@ class Scope(StrEnum):
 
     INSTANCE = "instance"
     SERIES = "series"
-    STUDY = "study"
 
 
 class CountRange(ManifestPart):
@@ -75,7 +74,7 @@ class Accepts(ManifestPart):
     image_type_excludes: Annotated[tuple[CodeString, ...], Field(max_length=32)] = ()
     body_part: Annotated[tuple[CodeString, ...], Field(max_length=64)] = ()
     view: Annotated[tuple[CodeString, ...], Field(max_length=32)] = ()
-    orientation: Literal["axial", "coronal", "sagittal"] | None = None
+    orientation: Literal["axial", "coronal", "sagittal"] | None = None  #: of slices; of a film that states its own
     slices: CountRange | None = None
     spacing_mm: LengthRange | None = None  #: distance between slices
 
@@ -163,7 +162,11 @@ def contradictions(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
         yield ("one_per",), "only an engine of scope series can have one result per study"
     if manifest.prefer is not None and manifest.one_per is None:
         yield ("prefer",), "means nothing without one_per"
+    wanted = Scope.INSTANCE if isinstance(manifest.postprocess, LabelScores) else Scope.SERIES
+    if manifest.scope is not wanted:
+        yield ("scope",), f"the op {manifest.postprocess.op} reads one {wanted}"
     yield from _unmade_inputs(manifest)
+    yield from _unmade_masks(manifest)
     yield from _unknown_names(manifest)
     named: list[tuple[KeyPath, str]] = [(("model",), manifest.model)]
     named += [(("golden", index, "case"), golden.case) for index, golden in enumerate(manifest.golden)]
@@ -183,6 +186,18 @@ def _unmade_inputs(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
     if len(declared - made.keys()) != 1:
         left = ", ".join(sorted(declared - made.keys())) or "none"
         yield ("inputs",), f"exactly one input must be the image, the others made by an op; left over: {left}"
+
+
+def _unmade_masks(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
+    """A mask is used after it was made."""
+    made: set[str] = set()
+    for index, op in enumerate(manifest.preprocess):
+        if isinstance(op, CropToMask) and op.mask not in made:
+            yield ("preprocess", index, "mask"), f"no op before it makes {op.mask}"
+        made.update(op.input_names())
+    last = manifest.postprocess
+    if isinstance(last, LesionCandidates) and last.mask not in made:
+        yield ("postprocess", "mask"), f"no op makes {last.mask}"
 
 
 def _unknown_names(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:

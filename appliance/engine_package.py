@@ -29,7 +29,7 @@ MAX_PACKAGE_BYTES = 4 * 1024**3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnginePackage:
-    """A package whose every byte was checked when it was loaded."""
+    """A package whose every byte was checked when it was loaded (but see `load_manifest`)."""
 
     manifest: Manifest = field(compare=False)
     folder: Path
@@ -65,6 +65,21 @@ def load(folder: Path) -> EnginePackage:
         errors += _file_errors(folder, document)
     except OSError as error:
         raise PackageInvalid(f"{error.filename or folder}: {error.strerror or error}") from error
+    if manifest is None or errors:
+        raise PackageInvalid("\n".join(errors))
+    return EnginePackage(manifest=manifest, folder=folder, package_sha256=hashlib.sha256(raw).hexdigest())
+
+
+def load_manifest(folder: Path) -> EnginePackage:
+    """A package as its manifest describes it, its files not looked at: tells what the engine would be responsible for.
+
+    Nothing of it may be run. Raises PackageInvalid where not even the manifest can be read or agrees with itself.
+    """
+    try:
+        raw = _read_plain(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    except OSError as error:
+        raise PackageInvalid(f"{error.filename or folder}: {error.strerror or error}") from error
+    manifest, errors = _validate(_parse(raw))
     if manifest is None or errors:
         raise PackageInvalid("\n".join(errors))
     return EnginePackage(manifest=manifest, folder=folder, package_sha256=hashlib.sha256(raw).hexdigest())

@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any
 
+#: Who we are to other DICOM nodes and in the files we write (PS3.7 D.3.3.2).
+IMPLEMENTATION_CLASS_UID = "2.25.302853816487043146853287641352719014021"
+IMPLEMENTATION_VERSION = "SCANSIDE_010"
+
 
 class Origin(StrEnum):
     RECEIVED = "received"  #: came from a peer

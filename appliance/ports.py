@@ -80,7 +80,7 @@ class Runtime(Protocol):
     name: str
 
     def probe(self) -> str:
-        """ "" if it can work here, else the reason in words. Never crashes the caller."""
+        """Why it cannot work here, in words; "" if it can. Never crashes the caller."""
         ...
 
     def load(self, model: Path, sha256: str) -> LoadedEngine:

@@ -6,27 +6,21 @@ synced, then the directory entry. A failed sync is final: the latch is set, all 
 acknowledged until a start has proved the disk anew (P1).
 """
 
-import ctypes
-import errno
 import hashlib
 import os
 import re
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.disk import FOLDER, begin_write_back, make_folder, refusal, sync_folder, wait_for_write_back, write_all
 from appliance.errors import OutOfResources, StoreFailed
 
 FILES_PER_FOLDER = 1000
-#: Start writing back after so many bytes, so that the sync before the ack of a large object is short.
-WRITEBACK_EVERY = 8 << 20
-IMPLEMENTATION_CLASS_UID = "2.25.302853816487043146853287641352719014021"
-IMPLEMENTATION_VERSION = "SCANSIDE_010"
-_SYNC_FILE_RANGE_WRITE = 2
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_IOV_MAX = 1024
+#: A large object is written back in windows of so many bytes, never more than two of them under way: the sync before
+#: its ack is short, and so are those of other associations, which would queue behind all that is under way.
+WRITEBACK_EVERY = 1 << 20
 _FOLDER = re.compile(r"[0-9]{6,}", re.ASCII)
 
 
@@ -47,16 +41,16 @@ class Incoming:
         self.size = 0
         self._path = folder / name
         self._digest = hashlib.sha256()
-        self._flushed = 0
+        self._flushed = self._waited = 0  # bytes that were begun to be written back, and that have been
         self.data_set_offset = len(head)
         self._fd = -1
         try:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-            _write_all(self._fd, [memoryview(head)])
+            write_all(self._fd, [memoryview(head)])
         except OSError as error:
             if self._fd >= 0:
                 self.discard()
-            raise _refusal(error, f"cannot write {name}") from error
+            raise refusal(error, f"cannot write {name}") from error
 
     @property
     def path(self) -> Path:
@@ -70,29 +64,37 @@ class Incoming:
     def write(self, views: Sequence[memoryview]) -> None:
         """Append pieces of the data set. Raises OutOfResources or StoreFailed."""
         try:
-            _write_all(self._fd, views)
+            write_all(self._fd, views)
         except OSError as error:
-            raise _refusal(error, f"cannot write {self.name}") from error
+            raise refusal(error, f"cannot write {self.name}") from error
         for view in views:
             self._digest.update(view)
             self.size += len(view)
         if self.size - self._flushed >= WRITEBACK_EVERY:
-            _LIBC.sync_file_range(
-                self._fd,
-                ctypes.c_int64(self._flushed),
-                ctypes.c_int64(self.size - self._flushed),
-                _SYNC_FILE_RANGE_WRITE,
-            )
-            self._flushed = self.size
+            self._write_back()
+
+    def _write_back(self) -> None:
+        """Begin to write the window that is full, then wait for the one before it."""
+        try:
+            begin_write_back(self._fd, self._flushed, self.size - self._flushed)
+            wait_for_write_back(self._fd, self._waited, self._flushed - self._waited)
+        except OSError as error:
+            raise StoreFailed(f"cannot write {self.name}: {error.strerror}") from error
+        self._waited, self._flushed = self._flushed, self.size
 
     def finish(self) -> None:
-        """Data, then directory entry, on disk. Raises StoreFailed: final, never retried."""
+        """Data, then directory entry, on disk. Raises StoreFailed: final, never retried. OutOfResources: not begun."""
+        try:
+            folder = os.open(self._path.parent, FOLDER)
+        except OSError as error:
+            raise refusal(error, f"cannot sync {self.name}") from error
         try:
             os.fdatasync(self._fd)
-            sync_folder(self._path.parent)
+            os.fsync(folder)
         except OSError as error:
             raise StoreFailed(f"cannot sync {self.name}: {error.strerror}") from error
         finally:
+            os.close(folder)
             self._close()
 
     def discard(self) -> None:
@@ -117,7 +119,7 @@ class Spool:
         self._latch = root / "latched"
         self._reserve_file = root / "reserve"
         self._owner_file = root / "journal-id"
-        _make_folder(root / area)
+        make_folder(root / area)
         # Each start begins a new folder: a name is never used twice, not even when all of a folder's files were let go.
         self._next = (_last_folder(root / area) + 1) * FILES_PER_FOLDER
         self._folder = ""  # the newest one that is known to be durable
@@ -131,13 +133,23 @@ class Spool:
         self._next += 1
         folder = f"{self._area}/{number // FILES_PER_FOLDER:06d}"
         if folder != self._folder:
-            try:
-                (self.root / folder).mkdir(exist_ok=True)
-                sync_folder(self.root / self._area)
-            except OSError as error:
-                raise _refusal(error, f"cannot make {folder}") from error
-            self._folder = folder
+            self._make(folder)
         return Incoming(self.root, f"{folder}/{number:09d}.dcm", head)
+
+    def _make(self, folder: str) -> None:
+        """A new folder is durable before a file in it is. A sync that failed is final here, too."""
+        try:
+            (self.root / folder).mkdir(exist_ok=True)
+            area = os.open(self.root / self._area, FOLDER)
+        except OSError as error:
+            raise refusal(error, f"cannot make {folder}") from error
+        try:
+            os.fsync(area)
+        except OSError as error:
+            raise StoreFailed(f"cannot sync {folder}: {error.strerror}") from error
+        finally:
+            os.close(area)
+        self._folder = folder
 
     def check_room(self) -> None:
         """Raises OutOfResources when something must not be accepted now: latched, or below the reserve (P5).
@@ -180,7 +192,7 @@ class Spool:
         try:
             fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
             try:
-                _write_all(fd, [memoryview(bytes(4096))])
+                write_all(fd, [memoryview(bytes(4096))])
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -239,9 +251,17 @@ class Spool:
         return [
             f"{self._area}/{folder}/{name}"
             for folder in folders
-            for name in sorted(os.listdir(area / folder))
+            for name in sorted(entry.name for entry in os.scandir(area / folder))
             if name.endswith(".dcm")
         ]
+
+    def tidy(self) -> None:
+        """Remove empty folders of this area, not the newest one: the next folder's number follows from it."""
+        area = self.root / self._area
+        numbers = sorted((entry.name for entry in os.scandir(area) if _FOLDER.fullmatch(entry.name)), key=int)
+        for name in numbers[:-1]:
+            with suppress(OSError):  # not empty
+                (area / name).rmdir()
 
     def quarantine(self, file: str) -> None:
         """Put a file aside for a person to look at."""
@@ -250,111 +270,15 @@ class Spool:
         self.path(file).rename(folder / file.replace("/", "-"))
 
     def has(self, file: str) -> bool:
-        return self.path(file).is_file()
+        """Never raises: what cannot be looked at is not held, and a copy of it that comes is kept."""
+        with suppress(OSError):
+            return self.path(file).is_file()
+        return False
 
     def remove(self, file: str) -> None:
         self.path(file).unlink(missing_ok=True)
 
 
-def file_head(
-    sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, calling_ae: str, private: bytes = b""
-) -> bytes:
-    """Preamble and File Meta (PS3.10 7.1). The preamble is zero: nothing a peer sent can be executed from it.
-
-    `private` is for our own eyes (0002,0102): what `recover` must know of a result. File Meta is never sent.
-    """
-    elements = [
-        _element(0x0001, b"OB", b"\x00\x01"),
-        _element(0x0002, b"UI", _uid(sop_class_uid)),
-        _element(0x0003, b"UI", _uid(sop_instance_uid)),
-        _element(0x0010, b"UI", _uid(transfer_syntax_uid)),
-        _element(0x0012, b"UI", _uid(IMPLEMENTATION_CLASS_UID)),
-        _element(0x0013, b"SH", _even(IMPLEMENTATION_VERSION.encode(), b" ")),
-        _element(0x0016, b"AE", _even(calling_ae.encode("ascii", "replace"), b" ")),
-    ]
-    if private:
-        elements += [
-            _element(0x0100, b"UI", _uid(IMPLEMENTATION_CLASS_UID)),
-            _element(0x0102, b"OB", _even(private, b" ")),
-        ]
-    group = b"".join(elements)
-    return bytes(128) + b"DICM" + _element(0x0000, b"UL", struct.pack("<I", len(group))) + group
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileHead:
-    """What `file_head` wrote that is nowhere in the data set."""
-
-    calling_ae: str
-    private: bytes
-
-
-def read_file_head(path: Path) -> FileHead:
-    """Raises ValueError where the file does not begin as `file_head` writes it."""
-    with path.open("rb") as file:
-        head = file.read(144)
-        if len(head) < 144 or head[128:132] != b"DICM":
-            raise ValueError("not a file of the spool")
-        group = file.read(min(struct.unpack_from("<I", head, 140)[0], 1 << 16))
-    values: dict[int, bytes] = {}
-    at = 0
-    while at + 8 <= len(group):
-        number, vr = struct.unpack_from("<2xH2s", group, at)
-        at, length = (at + 12, "<I") if vr == b"OB" else (at + 8, "<H")
-        size = struct.unpack_from(length, group, at - struct.calcsize(length))[0]
-        values[number] = group[at : at + size].rstrip(b" \0")
-        at += size
-    return FileHead(calling_ae=values.get(0x0016, b"").decode("ascii", "replace"), private=values.get(0x0102, b""))
-
-
-def _element(number: int, vr: bytes, value: bytes) -> bytes:
-    if vr == b"OB":
-        return struct.pack("<HH2sHI", 2, number, vr, 0, len(value)) + value
-    return struct.pack("<HH2sH", 2, number, vr, len(value)) + value
-
-
-def _uid(text: str) -> bytes:
-    return _even(text.encode("ascii"), b"\0")
-
-
-def _even(value: bytes, pad: bytes) -> bytes:
-    return value + pad * (len(value) % 2)
-
-
-def sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _write_all(fd: int, views: Sequence[memoryview]) -> None:
-    rest = [view for view in views if len(view)]
-    while rest:
-        written = os.writev(fd, rest[:_IOV_MAX])
-        while rest and written >= len(rest[0]):
-            written -= len(rest.pop(0))
-        if written:
-            rest[0] = rest[0][written:]
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each durable in the one that holds it."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
-
-
 def _last_folder(area: Path) -> int:
     """The highest number of a folder, -1 where there is none. What else lies there is not ours."""
     return max((int(entry.name) for entry in os.scandir(area) if _FOLDER.fullmatch(entry.name)), default=-1)
-
-
-def _refusal(error: OSError, what: str) -> OutOfResources | StoreFailed:
-    """A full disk, quota or table is a shortage and passes; anything else means that the store cannot be trusted."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        return OutOfResources(f"{what}: {error.strerror}")
-    return StoreFailed(f"{what}: {error.strerror}")

@@ -203,7 +203,12 @@ def _engines(config: Config, now: Situation) -> list[Attention]:
     if not now.engines_told:
         return [Attention(what="AI not ready yet: the engines are being loaded and verified")]
     return [
-        Attention(what=f"AI OFF for {key}: {fact['reason']}", do="Its studies are concluded as 'not analysed'.")
+        Attention(
+            what=f"AI OFF for {key}: {fact['reason']}",
+            do="Its studies are concluded as 'not analysed'."
+            if fact.get("on_duty", True)
+            else "NOBODY IS TOLD which studies it does not read: mend the package, then restart the appliance.",
+        )
         for key, fact in now.engines.items()
         if not fact["serves"]
     ]

@@ -8,7 +8,7 @@ from typing import Self
 
 from appliance.dimse.association import MAX_CONTEXTS
 from appliance.dimse.header import part10
-from appliance.dimse.requestor import VERIFICATION_PAIR, Pair, RequestedAssociation, Target, connect
+from appliance.dimse.requestor import VERIFICATION_PAIR, Pair, RequestedAssociation, Target, connect, unreadable
 from appliance.errors import DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
 from appliance.ports import Outgoing
 
@@ -39,6 +39,7 @@ RULES = (
     Rule(0x0210, 0x0210, TransientDeliveryError, "duplicate invocation"),
     Rule(0x0211, 0x0211, DestinationRefused, "no storage service at this address"),
     Rule(0x0212, 0x0212, ObjectRefused, "mistyped argument"),
+    Rule(0x0213, 0x0213, TransientDeliveryError, "resource limitation"),
     Rule(0xA700, 0xA7FF, TransientDeliveryError, "out of resources"),
     Rule(0xA900, 0xA9FF, ObjectRefused, "data set does not match its SOP class"),
     Rule(0xB000, 0xB000, None, "stored, with data elements coerced"),
@@ -101,7 +102,7 @@ class DimseSession:
         try:
             stored = part10(path)
         except (OSError, ValueError) as error:
-            raise ObjectRefused(f"stored file cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            raise unreadable(error) from error
         identity = (item.sop_class_uid, item.sop_instance_uid, item.transfer_syntax_uid)
         if identity != (stored.sop_class_uid, stored.sop_instance_uid, stored.transfer_syntax_uid):
             raise ObjectRefused("stored file holds another object")

@@ -14,7 +14,9 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from appliance.dimse.header import part10
-from appliance.errors import DestinationRefused, ObjectRefused, TransientDeliveryError
+from appliance.dimse.requestor import unreadable
+from appliance.disk import sync_folder
+from appliance.errors import DestinationRefused, TransientDeliveryError
 from appliance.ports import Outgoing
 
 _CHUNK = 1 << 20
@@ -61,7 +63,7 @@ class FolderSession:
             offset = part10(path).data_set_offset
             source = path.open("rb")
         except (OSError, ValueError) as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
         # Named after the stored file, which is written once: a copy cut short is written over by its next try.
         part = self._path / f".{hashlib.sha256(path.name.encode()).hexdigest()[:32]}.part"
         try:
@@ -69,7 +71,7 @@ class FolderSession:
                 digest = hashlib.sha256(f"{item.sop_instance_uid}\0{item.transfer_syntax_uid}\0".encode())
                 _copy(source, part, lambda at, piece: digest.update(piece[max(0, offset - at) :]))
             part.rename(self._path / f"{digest.hexdigest()[:40]}.dcm")
-            _fsync_folder(self._path)
+            sync_folder(self._path)
         except OSError as error:
             kind = DestinationRefused if error.errno in _NOT_FOR_US else TransientDeliveryError
             raise kind(f"cannot write: {error.strerror}") from error
@@ -94,16 +96,4 @@ def _read(source: BinaryIO) -> bytes:
     try:
         return source.read(_CHUNK)
     except OSError as error:
-        raise _unreadable(error) from error
-
-
-def _fsync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _unreadable(error: OSError | ValueError) -> ObjectRefused:
-    return ObjectRefused(f"stored file cannot be read: {getattr(error, 'strerror', None) or error}")
+        raise unreadable(error) from error

@@ -16,11 +16,9 @@ from typing import NoReturn
 from appliance.dimse.pdu import PduType, encode_control
 from appliance.dimse.sop_classes import EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN
 from appliance.errors import RemoteProtocolError
+from appliance.model import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
-IMPLEMENTATION_CLASS_UID = "2.25.302853816487043146853287641352719014021"
-IMPLEMENTATION_VERSION = "SCANSIDE_010"
-
 MAX_CONTEXTS = 128
 MAX_TRANSFER_SYNTAXES = 64  # of one context
 

@@ -72,7 +72,10 @@ class Command:
 
 
 def decode(data: bytes | bytearray | memoryview) -> Command:
-    """A command set from its bytes. Unknown elements are skipped; malformed lengths or UIDs are refused."""
+    """A command set from its bytes. Unknown elements are skipped, malformed lengths refused.
+
+    A malformed UID counts as none: that object cannot be taken, but what comes after it on the association can.
+    """
     values = dict(_elements(bytes(data)))
     if 0x0100 not in values:
         raise RemoteProtocolError("command set without a command field")
@@ -195,9 +198,7 @@ def _number(values: dict[int, bytes], tag: int) -> int | None:
 
 def _uid(values: dict[int, bytes], tag: int) -> str:
     value = values.get(tag, b"").rstrip(b"\0 ")
-    if value and not _UID.fullmatch(value):
-        raise RemoteProtocolError("malformed UID in a command set")
-    return value.decode("ascii")
+    return value.decode("ascii") if _UID.fullmatch(value) else ""
 
 
 def _printable(value: bytes) -> str:

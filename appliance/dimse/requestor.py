@@ -39,7 +39,9 @@ from appliance.dimse.pdu import (
     p_data_header,
 )
 from appliance.dimse.sop_classes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
+from appliance.disk import SHORTAGE
 from appliance.errors import (
+    DeliveryError,
     DestinationRefused,
     ObjectRefused,
     RemoteProtocolError,
@@ -93,7 +95,6 @@ def connect(target: Target, contexts: Sequence[Pair]) -> "RequestedAssociation":
         connection = socket.create_connection((target.host, target.port), timeout=target.timeout_s)
     except (OSError, UnicodeError) as error:
         raise TransientDeliveryError(f"cannot connect to {target.host}:{target.port}: {_text(error)}") from error
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     association = RequestedAssociation(target, connection)
     association.negotiate(pairs)
     return association
@@ -143,6 +144,7 @@ class RequestedAssociation:
             ),
         )
         with self._ends_on_error():
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._send([encode_request(request)])
             answer = self._next_event(self._deadline())
             if not isinstance(answer, Control) or answer.type not in (PduType.ASSOCIATE_AC, PduType.ASSOCIATE_RJ):
@@ -178,7 +180,7 @@ class RequestedAssociation:
         try:
             fd = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise ObjectRefused(f"stored file cannot be opened: {_text(error)}") from error
+            raise unreadable(error) from error
         try:
             with self._ends_on_error():
                 parts: list[bytes | memoryview] = [dimse.encode(request, context_id)]
@@ -285,7 +287,7 @@ class RequestedAssociation:
             try:
                 count = os.preadv(fd, [chunk], offset)
             except OSError as error:
-                raise ObjectRefused(f"stored file cannot be read: {_text(error)}") from error
+                raise unreadable(error) from error
             if not count:
                 raise ObjectRefused("stored file is shorter than it was")
             chunk, offset = chunk[count:], offset + count
@@ -343,6 +345,12 @@ class RequestedAssociation:
         if left <= 0:
             raise TimeoutError
         self._socket.settimeout(min(left, self._target.timeout_s))
+
+
+def unreadable(error: OSError | ValueError) -> DeliveryError:
+    """What a stored file that cannot be read means for its delivery: a shortage of ours is not the object's fault."""
+    passes = isinstance(error, OSError) and error.errno in SHORTAGE
+    return (TransientDeliveryError if passes else ObjectRefused)(f"stored file cannot be read: {_text(error)}")
 
 
 def _text(error: Exception) -> str:

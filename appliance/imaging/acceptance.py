@@ -12,6 +12,9 @@ from appliance.imaging.geometry import Stack
 from appliance.imaging.headers import ImageHeader
 from appliance.model import Reason
 
+#: Patient Orientation (PS3.3 C.7.6.1.1.1) of a film as it is displayed: to where its rows run, and its columns.
+FILM_ORIENTATION = {"coronal": {("L", "F")}, "sagittal": {("A", "F"), ("P", "F")}, "axial": {("L", "P")}}
+
 
 def suitable(headers: Sequence[ImageHeader], accepts: Accepts) -> list[ImageHeader]:
     """The images an engine reads; localisers and objects of other classes are left out.
@@ -30,6 +33,14 @@ def suitable(headers: Sequence[ImageHeader], accepts: Accepts) -> list[ImageHead
         _check_word(header.body_part, accepts.body_part, "body part")
         _check_word(header.view_position, accepts.view, "view")
     return kept
+
+
+def check_film(header: ImageHeader, accepts: Accepts) -> None:
+    """Raises CannotAnalyse(UNSUITABLE) where a film says that it lies otherwise: mirrored, its sides would be wrong."""
+    stated = tuple(direction[:1] for direction in header.patient_orientation)
+    wanted = FILM_ORIENTATION.get(accepts.orientation or "")
+    if wanted and len(stated) == 2 and stated not in wanted:
+        raise _unsuitable(f"the film is not {accepts.orientation}, or is turned or mirrored")
 
 
 def check_stack(stack: Stack, accepts: Accepts) -> None:

@@ -85,20 +85,30 @@ def closed_geometry(paths: Sequence[Path]) -> bool:
         return False
 
 
-def preference(package: EnginePackage, paths: Sequence[Path]) -> tuple[int, float, int, str]:
-    """Sort key of a series among those of a study (one_per: study), lower = preferred. Unreadable files count last."""
+def preference(package: EnginePackage, paths: Sequence[Path]) -> tuple[bool, tuple[int, float, int, str]]:
+    """Sort key of a series among those of a study (one_per: study), lower = preferred.
+
+    What the engine cannot take comes last: a localiser, say, or a series with an unreadable file.
+    """
     headers = []
     for path in paths:
         try:
             headers.append(read_header(path))
         except CannotAnalyse:
             continue
-    return acceptance.rank(headers, package.manifest.prefer)
+    manifest = package.manifest
+    try:
+        kept = acceptance.suitable(headers, manifest.accepts)
+        acceptance.check_stack(geometry.stack(kept, manifest.accepts.orientation), manifest.accepts)
+    except CannotAnalyse:
+        return True, acceptance.rank(headers, manifest.prefer)
+    return len(headers) < len(paths), acceptance.rank(kept, manifest.prefer)
 
 
 def _prepare_film(manifest: Manifest, headers: Sequence[ImageHeader]) -> Prepared:
     if len(headers) != 1:
         raise CannotAnalyse(Reason.UNSUITABLE, f"{len(headers)} images, the engine reads one film")
+    acceptance.check_film(headers[0], manifest.accepts)
     film = read_film(headers[0])
     spacing = headers[0].pixel_spacing or (float("nan"), float("nan"))
     image = preprocess.run(manifest.preprocess, film.image, spacing)

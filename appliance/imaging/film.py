@@ -15,6 +15,7 @@ from appliance.imaging.headers import ImageHeader, parsing, read_elements
 from appliance.imaging.pixels import read_frame
 from appliance.model import Reason
 
+MAX_PIXELS = 2**26  #: four times the largest detector's
 Float = NDArray[np.float32]
 Transform = Callable[[Float], Float]
 
@@ -34,6 +35,8 @@ def read_film(header: ImageHeader) -> Film:
         raise CannotAnalyse(Reason.UNSUITABLE, "a colour image, not a radiograph")
     if layout.frames != 1:
         raise CannotAnalyse(Reason.UNSUITABLE, f"{layout.frames} frames, not one radiograph")
+    if layout.rows * layout.columns > MAX_PIXELS:
+        raise CannotAnalyse(Reason.UNSUITABLE, f"a film of {layout.columns} x {layout.rows} pixels is not read")
     with parsing("grey-scale chain"), header.path.open("rb") as file:
         dataset, _ = read_elements(file)
         modality, window = _modality(dataset, header), _voi(dataset, header)

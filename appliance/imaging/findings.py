@@ -22,6 +22,7 @@ from appliance.imaging.volume import Volume
 from appliance.model import Finding, Reason
 
 MAX_RADIUS_MM = 100.0
+VALLEY = 0.5  #: of the lung's section in the sagittal plane, between two lungs
 Outputs = Mapping[str, NDArray[np.generic]]
 
 
@@ -48,7 +49,7 @@ def lesion_candidates(
     if said.radius_mm.min() < 0 or said.radius_mm.max() > MAX_RADIUS_MM:
         raise _nonsense(f"{op.radius} lies outside 0..{MAX_RADIUS_MM} mm")
     found = candidates.find(said, labels[op.label].threshold, op.solid_hu)
-    middle = _middle_of(said.mask, image, volume)
+    middle = _middle_of(said.mask, image, volume) if _has_two_lungs(said.mask) else None
     findings: list[Finding] = []
     for candidate in found:
         finding = _lesion(op, candidate, volume, image, middle)
@@ -76,8 +77,9 @@ def label_scores(op: LabelScores, labels: Mapping[str, Label], film: Film, outpu
 
 
 def _lesion(
-    op: LesionCandidates, candidate: Candidate, volume: Volume, image: ModelImage, middle_mm: float
+    op: LesionCandidates, candidate: Candidate, volume: Volume, image: ModelImage, middle_mm: float | None
 ) -> Finding | None:
+    """Measured; None where there is nothing solid, or too little. Its side stays open where `middle_mm` is None."""
     seed = Seed(
         centre=image.grid.to_source(candidate.index),
         radius_mm=candidate.radius_mm,
@@ -93,7 +95,7 @@ def _lesion(
         score=round(min(candidate.score, 1.0), 4),
         sop_instance_uid=volume.stack.slices[measured.key_slice].header.sop_instance_uid,
         box=measured.box,
-        laterality="R" if centre[0] < middle_mm else "L",
+        laterality="" if middle_mm is None else "R" if centre[0] < middle_mm else "L",
         centre_mm=(round(centre[0], 1), round(centre[1], 1), round(centre[2], 1)),
         long_axis_mm=round(measured.long_axis_mm, 1),
         short_axis_mm=round(measured.short_axis_mm, 1),
@@ -108,6 +110,16 @@ def _repeats(finding: Finding, others: list[Finding]) -> bool:
         < 0.5 * max(finding.short_axis_mm or 0, other.short_axis_mm or 0)
         for other in others
     )
+
+
+def _has_two_lungs(mask: NDArray[np.float32]) -> bool:
+    """Whether the mask has a valley half-way across. The middle of a single lung says nothing of sides."""
+    across = np.count_nonzero(mask > 0, axis=(0, 1))
+    across = across[np.flatnonzero(across)[0] : np.flatnonzero(across)[-1] + 1]
+    left, middle, right = np.split(across, [round(0.4 * across.size), round(0.6 * across.size)])
+    if not (left.size and middle.size and right.size):
+        return False
+    return bool(middle.min() < VALLEY * min(left.max(), right.max()))
 
 
 def _middle_of(mask: NDArray[np.float32], image: ModelImage, volume: Volume) -> float:

@@ -39,7 +39,7 @@ class Stack:
     """Slices in the order of the normal, uniform, of one size and orientation."""
 
     slices: tuple[Slice, ...]
-    spacing: float  #: between slices, mm; the median
+    spacing: float  #: between slices, mm; the mean: errors of rounded positions do not add up
     normal: Vector
 
     def to_patient(self, index: Sequence[float]) -> Vector:
@@ -138,7 +138,7 @@ def _check_shift(slices: Sequence[Slice], normal: NDArray[np.float64]) -> None:
 def _spacing(slices: Sequence[Slice]) -> float:
     along = np.array([item.along for item in slices])
     steps = np.diff(along)
-    spacing = float(np.median(steps))
+    spacing = float(np.median(steps))  # which a gap does not change
     gaps = np.flatnonzero(steps > GAP * spacing)
     if gaps.size:
         missing = round(sum(steps[gap] / spacing - 1 for gap in gaps))
@@ -150,4 +150,4 @@ def _spacing(slices: Sequence[Slice]) -> float:
         raise _not_one_stack(
             f"irregular spacing: {steps[worst]:.2f} mm at {along[worst]:.1f} mm where others are {spacing:.2f} mm apart"
         )
-    return spacing
+    return float(along[-1] - along[0]) / len(steps)

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,6 +47,7 @@ PARSE_FAILURES = (
     zlib.error,
 )
 
+MAX_DEFLATED, MAX_INFLATED = 1 << 20, 1 << 22  #: bytes, of a header
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _LONG_VRS = (b"OB", b"OW", b"UN", b"OD", b"OF", b"OL", b"OV")
 _PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}
@@ -81,6 +83,7 @@ class Plane:
     pixel_spacing: tuple[float, float]  #: between rows, between columns, in mm
     slope: float
     intercept: float
+    rescaled: bool = True  #: whether the file states slope or intercept, so that the values mean something
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,7 @@ class ImageHeader:
     intercept: float
     layout: PixelLayout
     planes: tuple[Plane, ...]
+    patient_orientation: tuple[str, ...] = ()  #: to where rows and columns of a radiograph run, such as ("L", "F")
 
 
 @contextmanager
@@ -127,16 +131,19 @@ def read_header(path: Path) -> ImageHeader:
         return _header(path, dataset, _layout(dataset, syntax, offset, length))
 
 
-def read_elements(file: BinaryIO) -> tuple[Dataset, UID]:
+def read_elements(file: BinaryIO, *, inflate: bool = False) -> tuple[Dataset, UID]:
     """The elements before the pixels, and the transfer syntax; leaves `file` at the pixel data.
 
-    Not dcmread, because that inflates a deflated data set without a limit. Call it within `parsing`.
+    Not dcmread, because that inflates a deflated data set without a limit. Call it within `parsing`. With `inflate` a
+    deflated one is read as far as MAX_INFLATED goes, and `file` is left anywhere.
     """
     read_preamble(file, force=False)
     meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_after_meta)
     syntax = UID(meta[0x00020010].value)
-    if syntax.is_deflated:
+    if syntax.is_deflated and not inflate:
         raise CannotAnalyse(Reason.UNDECODABLE, "deflated transfer syntaxes are not read")
+    if syntax.is_deflated:
+        file = BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(MAX_DEFLATED), MAX_INFLATED))
     dataset = read_dataset(
         file,
         is_implicit_VR=syntax.is_implicit_VR,
@@ -214,6 +221,7 @@ def _header(path: Path, dataset: Dataset, layout: PixelLayout) -> ImageHeader:
         image_type=_texts(dataset, "ImageType"),
         body_part=_text(dataset, "BodyPartExamined"),
         view_position=_text(dataset, "ViewPosition"),
+        patient_orientation=_texts(dataset, "PatientOrientation"),
         kernels=_texts(dataset, "ConvolutionKernel"),
         tilt=_number(dataset.get("GantryDetectorTilt") or 0),
         slice_thickness=None if thickness is None else _number(thickness),
@@ -230,11 +238,12 @@ def _planes(dataset: Dataset, layout: PixelLayout) -> tuple[Plane, ...]:
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     if per_frame is None:
         has_place = dataset.get("ImagePositionPatient") and dataset.get("ImageOrientationPatient")
-        return (_plane((dataset,), 0),) if has_place and _pixel_spacing(dataset) else ()
+        one_plane = has_place and _pixel_spacing(dataset) and layout.frames == 1
+        return (_plane((dataset,), 0),) if one_plane else ()
+    if len(per_frame) != layout.frames:
+        raise ValueError("NumberOfFrames")
     shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
-    return tuple(
-        _plane((_macros(frame), _macros(shared[0])), index) for index, frame in enumerate(per_frame[: layout.frames])
-    )
+    return tuple(_plane((_macros(frame), _macros(shared[0])), index) for index, frame in enumerate(per_frame))
 
 
 _MACROS = (
@@ -268,15 +277,18 @@ def _plane(sources: Sequence[Dataset], frame: int) -> Plane:
     row_spacing, column_spacing = first("PixelSpacing")
     if min(row_spacing, column_spacing) <= 0:
         raise ValueError("PixelSpacing")
-    has_rescale = any("RescaleSlope" in source for source in sources)
+    has_slope, has_intercept = (
+        any(keyword in source for source in sources) for keyword in ("RescaleSlope", "RescaleIntercept")
+    )
     return Plane(
         frame=frame,
         position=(x, y, z),
         row_direction=(cosines[0], cosines[1], cosines[2]),
         column_direction=(cosines[3], cosines[4], cosines[5]),
         pixel_spacing=(row_spacing, column_spacing),
-        slope=first("RescaleSlope")[0] if has_rescale else 1.0,
-        intercept=first("RescaleIntercept")[0] if has_rescale else 0.0,
+        slope=first("RescaleSlope")[0] if has_slope else 1.0,
+        intercept=first("RescaleIntercept")[0] if has_intercept else 0.0,
+        rescaled=has_slope or has_intercept,
     )
 
 

@@ -6,6 +6,7 @@ through the steps, together with the grid that says where each element lies in t
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from appliance.imaging.grid import Float, Grid, identity, isotropic
 from appliance.imaging.lungs import lung_hull
 from appliance.model import Reason
 
+MAX_RESAMPLED = 2**26  #: elements, before anything is cut away
 MAX_ELEMENTS = 2**24  #: of what a model gets: 64 MB each
 
 
@@ -49,6 +51,7 @@ def run(steps: Iterable[PreprocessOp], image: NDArray[np.generic], spacing_mm: t
 def _apply(step: PreprocessOp, state: ModelImage) -> ModelImage:
     match step:
         case Resample():
+            _check_resampled(state, step.spacing_mm)
             image, grid = isotropic(_volume(state.image), state.grid.spacing_mm, step.spacing_mm)
             return replace(state, image=image, grid=grid)
         case LungHull():
@@ -63,6 +66,14 @@ def _apply(step: PreprocessOp, state: ModelImage) -> ModelImage:
         case Letterbox():
             return _letterboxed(state, step.size)
     raise CannotAnalyse(Reason.NO_ENGINE, f"the op {step!r} is not known here")
+
+
+def _check_resampled(state: ModelImage, spacing_mm: float) -> None:
+    """A wrong Pixel Spacing must not cost gigabytes. Raises CannotAnalyse(UNSUITABLE)."""
+    extents_mm = [size * mm for size, mm in zip(state.image.shape, state.grid.spacing_mm, strict=True)]
+    if prod(extents_mm) / spacing_mm**3 > MAX_RESAMPLED:
+        what = " x ".join(f"{extent:.0f}" for extent in extents_mm)
+        raise CannotAnalyse(Reason.UNSUITABLE, f"a volume of {what} mm is no part of a person")
 
 
 def _volume(image: NDArray[np.generic]) -> NDArray[np.int16]:

@@ -38,6 +38,8 @@ def build(stack: Stack, workdir: Path) -> Volume:
     """
     layout = stack.slices[0].header.layout
     shape = (len(stack.slices), layout.rows, layout.columns)
+    if any(item.header.modality == "CT" and not item.plane.rescaled for item in stack.slices):
+        raise CannotAnalyse(Reason.UNDECODABLE, "a slice does not say how its values become Hounsfield units")
     if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
         raise CannotAnalyse(Reason.UNDECODABLE, f"a volume of {shape} is not read")
     hu = _mapped(workdir / "volume.int16", shape)

@@ -4,14 +4,16 @@ A copy may go when every delivery of its instance has its proof and its keep-tim
 its series is not open (P4). Keep-times count appliance time: a box that was off has not kept anything waiting.
 """
 
+import json
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from appliance.journal.jobs import CURSOR
 from appliance.journal.store import Journal
 
 CHUNK = 100
+LINES = 10_000  # of history, looked at in one read
 #: An engine's deadline is a day at most. What is older keeps nobody's copy: a dead engine must not fill the disk.
 READ_WITHIN_MS = 2 * 86_400_000
 
@@ -60,6 +62,28 @@ def release(journal: Journal, rules: Rules, files: Sequence[str]) -> list[str]:
         if going:
             tx.history("copies_released", count=len(going), files=going)
     return going
+
+
+def let_go(journal: Journal, files: Collection[str]) -> set[str]:
+    """Which of these files history says were let go, or not kept because they were repeats.
+
+    A power cut may bring a whole run of them back: removing a file is not synced. Reads as far back as it must.
+    """
+    last = journal.one("SELECT max(id) AS id FROM history")
+    before = (last["id"] or 0) + 1 if last else 0
+    missing, found = set(files), set[str]()
+    while missing and before > 0:
+        rows = journal.query(
+            "SELECT event, detail FROM history WHERE id>=? AND id<? AND event IN ('copies_released', 'repeated')",
+            before - LINES,
+            before,
+        )
+        for row in rows:
+            told = json.loads(row["detail"])
+            found |= missing.intersection(told["files" if row["event"] == "copies_released" else "not_kept"])
+        missing -= found
+        before -= LINES
+    return found
 
 
 def _may_go(query: Query, rules: Rules, file: str, now: int) -> bool:

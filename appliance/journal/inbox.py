@@ -143,6 +143,7 @@ def _repeat(tx: Transaction, arrival: Arrival, owed: Sequence[Owed], instance: i
         calling_ae=arrival.calling_ae,
         association=arrival.association,
         delivered_again_to=[delivery.destination for delivery in again],
+        not_kept=[arrival.file] if redundant else [],
     )
     tx.sql(
         "UPDATE series SET last_tick=?, released=0, interrupted=0"

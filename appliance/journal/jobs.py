@@ -60,8 +60,9 @@ def take_on(journal: Journal, duties: Sequence[Duty], looked_up_to: int) -> None
 
 def _take_on(tx: Transaction, duty: Duty) -> None:
     latest = tx.sql(
-        f"SELECT {JOB_COLUMNS} FROM job WHERE engine=? AND subject=? ORDER BY revision DESC LIMIT 1",
-        (duty.engine, duty.subject),
+        f"SELECT {JOB_COLUMNS} FROM job WHERE engine=? AND subject=? AND study_instance_uid=?"
+        " ORDER BY revision DESC LIMIT 1",
+        (duty.engine, duty.subject, duty.study_instance_uid),
     ).fetchone()
     if latest is not None and latest["state"] == JobState.WAITING:
         tx.sql(
@@ -72,9 +73,26 @@ def _take_on(tx: Transaction, duty: Duty) -> None:
     if latest is not None and latest["state"] in UNFINISHED:
         step(tx, latest["id"], JobState(latest["state"]), Event.SUPERSEDE)
         tx.history("job_superseded", subject_of(duty), engine=duty.engine, revision=latest["revision"])
-    revision = latest["revision"] + 1 if latest is not None else 1
+    revision = _next_revision(tx, duty.engine, duty.subject)
     insert(tx, duty, revision)
     tx.history("job_waiting", subject_of(duty), engine=duty.engine, revision=revision)
+
+
+def _next_revision(tx: Transaction, engine: str, subject: str) -> int:
+    """Counted over all studies: a subject's UID that is met again in another study is a duty of its own there."""
+    row = tx.sql("SELECT max(revision) AS last FROM job WHERE engine=? AND subject=?", (engine, subject)).fetchone()
+    return int(row["last"] or 0) + 1
+
+
+def hand_over(journal: Journal, job: Job, duties: Sequence[Duty]) -> bool:
+    """Give a job's duty to the engine that took its engine's place. False: it is concluded, or overtaken, already."""
+    with journal.write(durable=False) as tx:
+        if not step(tx, job.id, JobState(job.state), Event.SUPERSEDE):
+            return False
+        tx.history("job_superseded", subject_of(job), engine=job.engine, revision=job.revision, why="engine replaced")
+        for duty in duties:
+            _take_on(tx, duty)
+        return True
 
 
 def insert(tx: Transaction, duty: Duty, revision: int) -> None:
@@ -93,17 +111,18 @@ def insert(tx: Transaction, duty: Duty, revision: int) -> None:
             JOB.initial,
             duty.instance_id,
             tx.tick + duty.deadline_ms,
-            _published_sr(tx, duty.engine, duty.subject),
+            _published_sr(tx, duty),
         ),
     )
 
 
-def _published_sr(tx: Transaction, engine: str, subject: str) -> str:
+def _published_sr(tx: Transaction, duty: Duty) -> str:
     """The SR that a next one for this subject would replace."""
     row = tx.sql(
         "SELECT i.sop_instance_uid FROM job j JOIN instance i ON i.job=j.id AND i.kind='sr'"
-        " WHERE j.engine=? AND j.subject=? AND j.state='reported' ORDER BY j.revision DESC LIMIT 1",
-        (engine, subject),
+        " WHERE j.engine=? AND j.subject=? AND j.study_instance_uid=? AND j.state='reported'"
+        " ORDER BY j.revision DESC LIMIT 1",
+        (duty.engine, duty.subject, duty.study_instance_uid),
     ).fetchone()
     return row["sop_instance_uid"] if row else ""
 
@@ -160,12 +179,14 @@ def digest_of(instances: Sequence[Instance]) -> str:
 
 
 def close_inputs(journal: Journal, job: Job, series_instance_uid: str, digest: str, evidence: Evidence) -> bool:
-    """Waiting -> ready: the inputs are complete. The same inputs as an earlier revision's need no second result."""
+    """Waiting -> ready: the inputs are complete. The same inputs as the last result's need no second one.
+
+    False: superseded for that reason, or something of the study came that no duty was looked up for yet.
+    """
     with journal.write(durable=False) as tx:
-        done_before = tx.sql(
-            "SELECT 1 FROM job WHERE engine=? AND subject=? AND input_digest=? AND id<>? AND state='reported'",
-            (job.engine, job.subject, digest, job.id),
-        ).fetchone()
+        if _has_unseen(tx, job.study_instance_uid):  # it may be one of these inputs, and what closed its series
+            return False
+        done_before = _last_reported_digest(tx, job) == digest
         event = Event.SUPERSEDE if done_before else Event.INPUTS_CLOSED
         if not step(tx, job.id, JobState.WAITING, event, "last_instance_id=?", job.last_instance_id):
             return False
@@ -177,6 +198,24 @@ def close_inputs(journal: Journal, job: Job, series_instance_uid: str, digest: s
         detail = {"why": "inputs unchanged since the last result"} if done_before else {"evidence": evidence}
         tx.history(name, subject_of(job), engine=job.engine, revision=job.revision, **detail)
         return not done_before
+
+
+def _has_unseen(tx: Transaction, study_instance_uid: str) -> bool:
+    row = tx.sql(
+        "SELECT 1 FROM instance WHERE study_instance_uid=? AND origin='received'"
+        " AND id > coalesce((SELECT value FROM cursor WHERE name=?), 0) LIMIT 1",
+        (study_instance_uid, CURSOR),
+    ).fetchone()
+    return row is not None
+
+
+def _last_reported_digest(tx: Transaction, job: Job) -> str:
+    row = tx.sql(
+        "SELECT input_digest FROM job WHERE engine=? AND subject=? AND study_instance_uid=? AND id<>?"
+        " AND state='reported' ORDER BY revision DESC LIMIT 1",
+        (job.engine, job.subject, job.study_instance_uid, job.id),
+    ).fetchone()
+    return row["input_digest"] if row else ""
 
 
 def claim(journal: Journal, job: Job) -> bool:
@@ -237,7 +276,8 @@ def conclude_late(journal: Journal, job: Job, outcome: Outcome) -> bool:
     """
     with journal.write(durable=True) as tx:
         newest = tx.sql(
-            "SELECT max(revision) AS revision FROM job WHERE engine=? AND subject=?", (job.engine, job.subject)
+            "SELECT max(revision) AS revision FROM job WHERE engine=? AND subject=? AND study_instance_uid=?",
+            (job.engine, job.subject, job.study_instance_uid),
         ).fetchone()["revision"]
         told = tx.sql("SELECT state FROM job WHERE id=?", (job.id,)).fetchone()["state"]
         if newest != job.revision or told not in (JobState.CONCLUDED, JobState.REPORTED):
@@ -255,10 +295,11 @@ def conclude_late(journal: Journal, job: Job, outcome: Outcome) -> bool:
             instance_id=job.last_instance_id,
             deadline_ms=0,
         )
-        insert(tx, duty, newest + 1)
+        revision = _next_revision(tx, job.engine, job.subject)
+        insert(tx, duty, revision)
         row = tx.sql(
             f"SELECT {JOB_COLUMNS} FROM job WHERE engine=? AND subject=? AND revision=?",
-            (job.engine, job.subject, newest + 1),
+            (job.engine, job.subject, revision),
         ).fetchone()
         late = job_of(row)
         tx.sql("UPDATE job SET input_digest=?, evidence=? WHERE id=?", (job.input_digest, job.evidence, late.id))

@@ -90,12 +90,21 @@ def count_try(journal: Journal, job: Job) -> int:
         return int(tx.sql("SELECT value FROM cursor WHERE name=?", (name,)).fetchone()[0])
 
 
-def restore(journal: Journal, restored: Restored) -> None:
-    """Owe a found result again, and note its job as reported, so that the same inputs are not read a second time."""
+def restore(journal: Journal, restored: Restored) -> bool:
+    """Owe a found result again, and note its job as reported, so that the same inputs are not read a second time.
+
+    False: an equal one was restored before.
+    """
     story = restored.story
     select = f"SELECT {JOB_COLUMNS} FROM job WHERE engine=? AND subject=? AND revision=?"
     key = (story["engine"], story["subject"], story["revision"])
+    result = restored.result
+    identity = (result.sop_instance_uid, result.digest, result.transfer_syntax_uid)
     with journal.write(durable=True) as tx:
+        if tx.sql(
+            "SELECT 1 FROM instance WHERE sop_instance_uid=? AND digest=? AND transfer_syntax_uid=?", identity
+        ).fetchone():
+            return False
         if tx.sql(select, key).fetchone() is None:
             insert(tx, _duty(story), story["revision"])
             tx.sql(
@@ -103,8 +112,9 @@ def restore(journal: Journal, restored: Restored) -> None:
                 (JobState.REPORTED, story["input_digest"], *key),
             )
         job = job_of(tx.sql(select, key).fetchone())
-        modality = "SR" if restored.result.kind is Kind.SR else "OT"
-        _record_result(tx, job, Built(result=restored.result, modality=modality, owed=restored.owed))
+        modality = "SR" if result.kind is Kind.SR else "OT"
+        _record_result(tx, job, Built(result=result, modality=modality, owed=restored.owed))
+        return True
 
 
 def _duty(story: Mapping[str, Any]) -> Duty:

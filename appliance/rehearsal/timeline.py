@@ -74,8 +74,8 @@ def _conclusion(job: Job) -> str:
         return f"not analysed: {outcome.reason}: {outcome.detail}" if outcome else "not analysed"
     if outcome.findings:
         return f"{len(outcome.findings)} finding{'' if len(outcome.findings) == 1 else 's'}"
-    statement = "; a reference engine makes no statement" if outcome.engine.status == "reference" else ""
-    return f"no finding above threshold{statement}"
+    accepted = outcome.engine.status == "site_accepted"
+    return "no finding above threshold" if accepted else "reference engine: no statement"
 
 
 def as_numbers(timelines: Sequence[Timeline]) -> dict[str, dict[str, int]]:

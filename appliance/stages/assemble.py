@@ -5,7 +5,8 @@ evidence; before that, released associations and a closed geometry allow an earl
 deadline concludes what nobody else did, so silence never means normal (P6).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from appliance.errors import CannotAnalyse
 from appliance.imaging import analysis
@@ -27,12 +28,17 @@ LOOK_AT = 500  # instances at a time
 #: An early run waits for this much quiet: a sender with an association per image would start one at each.
 EARLY_AFTER_MS = 500
 LONGEST_REST_MS = 60_000
+REMEMBERED = 256  # judgements of input sets
+
+T = TypeVar("T")
 
 
 class Assembler:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._geometry: dict[int, tuple[str, bool]] = {}  # job id -> inputs last judged, verdict
+        # By digest of the inputs: reading hundreds of headers for a verdict must not be done at each step.
+        self._closed: dict[str, bool] = {}
+        self._ranks: dict[str, tuple[int, object, int]] = {}
         self._due_ms = LONGEST_REST_MS
         self.early: list[EarlyRun] = []  #: for the infer stage, renewed by each step
 
@@ -48,12 +54,15 @@ class Assembler:
         self._due_ms = LONGEST_REST_MS
         early: list[EarlyRun] = []
         for job in jobs.unfinished(self._desk.journal, JobState.WAITING, JobState.READY, JobState.RUNNING):
+            engine = self._desk.engine(job.engine)
             left_ms = job.deadline_tick - self._desk.journal.clock.tick()
             self._due_ms = min(self._due_ms, max(1, left_ms))
-            if left_ms <= 0:
-                changed |= self._pass_deadline(job)
+            if engine is None:
+                changed |= self._replace_engine(job)
+            elif left_ms <= 0:
+                changed |= self._pass_deadline(job, engine)
             elif job.state == JobState.WAITING:
-                changed |= self._try_to_close(job, early)
+                changed |= self._try_to_close(job, engine, early)
         self.early = early
         return changed
 
@@ -64,27 +73,19 @@ class Assembler:
     def _duties(self, instance: Instance) -> list[Duty]:
         if not instance.study_instance_uid or not instance.series_instance_uid:
             return []  # unsorted: kept and forwarded, but no engine can say what it belongs to
-        return [
-            _duty(engine, instance)
-            for engine in self._desk.engines
-            if engine.package.responsible_for(instance.modality, instance.sop_class_uid)
-        ]
+        return [_duty(engine, instance) for engine in self._desk.engines if engine.answers_for(instance)]
 
-    def _pass_deadline(self, job: Job) -> bool:
-        engine = self._desk.engine(job.engine)
+    def _pass_deadline(self, job: Job, engine: EngineOnDuty) -> bool:
         outcome = Outcome(
             conclusion=Conclusion.NOT_ANALYSED,
             reason=Reason.DEADLINE,
             detail="not concluded in time",
-            engine=identity_of(engine) if engine else unknown_identity(job.engine),
+            engine=identity_of(engine),
             evidence=job.evidence,
         )
         return jobs.conclude(self._desk.journal, job, Event.DEADLINE, outcome)
 
-    def _try_to_close(self, job: Job, early: list[EarlyRun]) -> bool:
-        engine = self._desk.engine(job.engine)
-        if engine is None:
-            return self._no_engine(job)
+    def _try_to_close(self, job: Job, engine: EngineOnDuty, early: list[EarlyRun]) -> bool:
         series = self._subject_series(job, engine)
         if not series:
             return self._no_series(job, engine)
@@ -93,6 +94,15 @@ class Assembler:
         if all(self._looks_complete(one) for one in series):
             self._consider_early_run(job, engine, series, early)
         return False
+
+    def _replace_engine(self, job: Job) -> bool:
+        """The config has this engine no longer: another version of it takes the duty over, else nobody can."""
+        newer = self._desk.other_version(job.engine)
+        if newer is None:
+            return self._no_engine(job)
+        instances = jobs.inputs(self._desk.journal, job)
+        duties = [_duty(newer, instance) for instance in instances if newer.answers_for(instance)]
+        return jobs.hand_over(self._desk.journal, job, duties) if duties else self._no_engine(job)
 
     def _no_engine(self, job: Job) -> bool:
         outcome = Outcome(
@@ -133,18 +143,21 @@ class Assembler:
         return jobs.close_inputs(self._desk.journal, job, chosen, digest, evidence)
 
     def _preferred(self, job: Job, engine: EngineOnDuty, series: Sequence[Series]) -> Series:
-        """Of several reconstructions the one the manifest prefers; those it cannot take come last, largest first."""
+        """Of several reconstructions the one the manifest prefers among those that it can take."""
         if len(series) == 1:
             return series[0]
+        return min(series, key=lambda one: self._rank(job, engine, one))
 
-        def rank(one: Series) -> tuple[int, object, int]:
+    def _rank(self, job: Job, engine: EngineOnDuty, series: Series) -> tuple[int, object, int]:
+        instances = jobs.inputs(self._desk.journal, job, series.series_instance_uid)
+
+        def judge() -> tuple[int, object, int]:
             try:
-                paths = self._desk.paths(jobs.inputs(self._desk.journal, job, one.series_instance_uid))
-                return 0, analysis.preference(engine.package, paths), one.id
+                return 0, analysis.preference(engine.package, self._desk.paths(instances)), series.id
             except CannotAnalyse:
-                return 1, -one.arrivals, one.id
+                return 1, -series.arrivals, series.id
 
-        return min(series, key=rank)
+        return _remembered(self._ranks, f"{engine.key} {series.id} {jobs.digest_of(instances)}", judge)
 
     def _looks_complete(self, series: Series) -> bool:
         if series.state == SeriesState.CLOSED:
@@ -162,11 +175,7 @@ class Assembler:
         digest = jobs.digest_of(instances)
         if digest == job.provisional_digest:
             return
-        judged, closed = self._geometry.get(job.id, ("", False))
-        if judged != digest:
-            closed = self._geometry_closed(instances)
-            self._geometry[job.id] = digest, closed
-        if closed:
+        if _remembered(self._closed, digest, lambda: self._geometry_closed(instances)):
             early.append(EarlyRun(job=job, series_instance_uid=chosen, digest=digest))
 
     def _geometry_closed(self, instances: Sequence[Instance]) -> bool:
@@ -174,6 +183,14 @@ class Assembler:
             return analysis.closed_geometry(self._desk.paths(instances))
         except CannotAnalyse:
             return False
+
+
+def _remembered(judged: dict[str, T], key: str, judge: Callable[[], T]) -> T:
+    if key not in judged:
+        if len(judged) >= REMEMBERED:
+            judged.clear()
+        judged[key] = judge()
+    return judged[key]
 
 
 def _duty(engine: EngineOnDuty, instance: Instance) -> Duty:

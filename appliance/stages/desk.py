@@ -28,6 +28,10 @@ class EngineOnDuty:
         manifest = self.package.manifest
         return manifest.one_per or manifest.scope
 
+    def answers_for(self, instance: Instance) -> bool:
+        """Whether what such an instance belongs to must be concluded by this engine (P6)."""
+        return self.package.responsible_for(instance.modality, instance.sop_class_uid)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desk:
@@ -40,6 +44,11 @@ class Desk:
 
     def engine(self, key: str) -> EngineOnDuty | None:
         return next((engine for engine in self.engines if engine.key == key), None)
+
+    def other_version(self, key: str) -> EngineOnDuty | None:
+        """The engine on duty that has the same id."""
+        engine_id = key.partition("@")[0]
+        return next((engine for engine in self.engines if engine.package.manifest.id == engine_id), None)
 
     def paths(self, instances: Sequence[Instance]) -> list[Path]:
         """The files of these instances. Raises CannotAnalyse when one was let go already."""

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ LINGER_S = 1.0
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 60.0
 PROPOSE = 100  # deliveries looked at for the presentation contexts of a session
+LARGE = 4 << 20  # bytes that may take long to send: what was delivered before is settled first
 OLDEST_EVERY = 16  # every so many sends the longest waiting goes first, whatever its urgency
 
 Log = Callable[..., None]
@@ -81,6 +82,7 @@ class Lane:
         self._unsettled: list[Settlement] = []
         self._unsettled_since = 0.0
         self._failures = 0
+        self._suspended = 0  # waits of a suspended lane since the destination last took something
         self._sends = 0
         self._was_unreachable = False
         self._way: _Way | None = None
@@ -96,7 +98,11 @@ class Lane:
         """Until `stop`. Raises StoreFailed: then the process must end."""
         try:
             while not self._stopping.is_set():
-                wait_s = self.step()
+                try:
+                    wait_s = self.step()
+                except OutOfResources as error:
+                    self._box.log("journal_full", reason=str(error))
+                    wait_s = self._hold_back(self._box.backoff(1))
                 if wait_s > 0 and not self._stopping.is_set():
                     self._wait(wait_s)
             self._flush()  # what was delivered need not be sent again after a restart
@@ -108,7 +114,7 @@ class Lane:
         delivery = self._next()
         if delivery is None:
             return self._rest()
-        if not self._box.path(delivery.file).is_file() or not delivery.file:
+        if not self._is_there(delivery):
             self._settle(delivery, Event.REFUSE, "the local copy is missing", self._box.journal.clock.tick())
             return 0.0
         try:
@@ -116,8 +122,13 @@ class Lane:
         except TransientDeliveryError as error:
             return self._transient(delivery, error) if self._way is not None else self._unreachable(error)
         except DestinationRefused as error:
-            return self._suspend(error)
+            return self._suspend(delivery, error)
         return 0.0
+
+    def _is_there(self, delivery: Delivery) -> bool:
+        with suppress(OSError):  # what cannot even be looked at cannot be sent
+            return bool(delivery.file) and self._box.path(delivery.file).is_file()
+        return False
 
     def _next(self) -> Delivery | None:
         now = time.monotonic()
@@ -160,6 +171,8 @@ class Lane:
         return not self._stopping.is_set()
 
     def _send(self, delivery: Delivery, way: _Way) -> None:
+        if delivery.size > LARGE:
+            self._flush()
         started = self._box.journal.clock.tick()
         self._turn("sending", "")
         try:
@@ -169,13 +182,14 @@ class Lane:
         else:
             self._settle(delivery, Event.DELIVER, warning, started)
         way.used_at = time.monotonic()
-        self._failures = 0
+        self._failures = self._suspended = 0
 
     def _open_for(self, delivery: Delivery) -> _Way:
         """The open session if it proposed what this delivery needs, else a new one for what comes next."""
         need = (delivery.sop_class_uid, delivery.transfer_syntax_uid)
         if self._way is not None and self._way.session.alive and need in self._way.proposed:
             return self._way
+        self._flush()  # opening may take as long as the time-out
         self._close()
         coming = [delivery, *outbox.next_queued(self._box.journal, self.name, PROPOSE)]
         stack = ExitStack()
@@ -201,26 +215,31 @@ class Lane:
         self._failures += 1
         self._flush()
         alive = self._way is not None and self._way.session.alive
-        if not alive:
-            self._close()
         wait_s = 0.0 if alive and self._failures < 3 else self._box.backoff(self._failures)
-        retry = self._retries.setdefault(delivery.id, _Retry(failures=0, not_before=0.0))
-        retry.failures += 1  # after the lane's own wait, so that others go before an object that always fails
-        retry.not_before = time.monotonic() + wait_s + self._box.backoff(retry.failures)
+        if not alive or wait_s > LINGER_S:
+            self._close()
         self._turn("backing off" if wait_s else "sending", str(error))
         self._box.log("delivery_failed", destination=self.name, delivery=delivery.id, reason=str(error))
-        return self._hold_back(wait_s)
+        self._hold_back(wait_s)
+        self._put_off(delivery)
+        return 0.0
 
-    def _suspend(self, error: DestinationRefused) -> float:
+    def _put_off(self, delivery: Delivery) -> None:
+        """Try it again later, and others before it: it may be the one that always fails."""
+        retry = self._retries.setdefault(delivery.id, _Retry(failures=0, not_before=0.0))
+        retry.failures += 1
+        retry.not_before = time.monotonic() + self._box.backoff(retry.failures)
+
+    def _suspend(self, delivery: Delivery, error: DestinationRefused) -> float:
         """The destination wants nothing from us: ask now and then, touch no delivery."""
+        said_of_one = self._way is not None  # it let us in, and may have meant just this object
         self._flush()
         self._close()
         self._turn("suspended", str(error))
         self._box.log("lane_suspended", destination=self.name, reason=str(error))
-        probes = 0
         while not self._stopping.is_set():
-            probes += 1
-            self._hold_back(self._box.backoff(probes + 2))
+            self._suspended += 1
+            self._hold_back(self._box.backoff(self._suspended + 2))
             if self._stopping.is_set():
                 break
             try:
@@ -230,6 +249,8 @@ class Lane:
             else:
                 self._box.log("lane_resumed", destination=self.name)
                 break
+        if said_of_one:
+            self._put_off(delivery)
         return 0.0
 
     def _hold_back(self, seconds: float) -> float:

@@ -5,13 +5,16 @@ whose inputs look complete are run early; their outcome is kept with the job unt
 """
 
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zipfile import BadZipFile
 
 import numpy as np
 
+from appliance.engine_manifest import Golden
 from appliance.errors import CannotAnalyse, RuntimeCancelled, RuntimeFailed
 from appliance.imaging import analysis
 from appliance.journal import jobs
@@ -70,56 +73,86 @@ def _ms(begun: float, ended: float) -> float:
 class Inferrer:
     """`loaded` has an entry for each engine that may serve; why another may not is in `unfit`."""
 
-    def __init__(self, desk: Desk, loaded: Mapping[str, LoadedEngine], unfit: Mapping[str, str], workdir: Path) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        loaded: Mapping[str, LoadedEngine],
+        unfit: Mapping[str, str],
+        workdir: Path,
+        stopping: Callable[[], bool] = _never,
+    ) -> None:
         self._desk, self._loaded, self._unfit, self._workdir = desk, loaded, unfit, workdir
+        self._stopping = stopping
         self._tried_early: dict[int, str] = {}  # job id -> its inputs then
+        self._unsettled: tuple[Job, Outcome] | None = None  # an outcome that the journal has not taken yet
 
     def recover(self) -> None:
-        """At start: what was running when the process died is tried again, or given up after too many deaths."""
+        """What is running but not here (the process died, or the journal was full) is tried again, or given up."""
         for job in jobs.unfinished(self._desk.journal, JobState.RUNNING):
             if job.attempts < MAX_ATTEMPTS:
-                jobs.defer(self._desk.journal, job, "the process ended while it ran")
+                jobs.defer(self._desk.journal, job, "it was broken off")
             else:
-                outcome = self._not_analysed(job, Reason.ENGINE_FAILED, f"ended the process {job.attempts} times")
+                outcome = self._not_analysed(job, Reason.ENGINE_FAILED, f"it was broken off {job.attempts} times")
                 jobs.conclude(self._desk.journal, job, Event.CONCLUDE, outcome)
 
     def step(self, early: Callable[[], list[EarlyRun]]) -> bool:
-        """Run at most one job; says whether it did anything."""
+        """Run at most one job; says whether it did anything. Raises OutOfResources; what was found out is kept."""
+        if self._unsettled is not None:
+            self._settle(*self._unsettled)
+            return True
+        self.recover()
         ready = jobs.unfinished(self._desk.journal, JobState.READY)
+        ready = [job for job in ready if self._desk.engine(job.engine)]  # the others are assemble's to replace
         if ready:
             self._run_ready(ready[0])
             return True
-        for run in early():  # as assemble saw it last: some may be done or overtaken by now
-            if self._tried_early.get(run.job.id) != run.digest and not jobs.overtaken(self._desk.journal, run.job):
+        waiting = early()  # as assemble saw it last: some may be done or overtaken by now
+        self._tried_early = {run.job.id: self._tried_early.get(run.job.id, "") for run in waiting}
+        for run in waiting:
+            if self._tried_early[run.job.id] != run.digest and not jobs.overtaken(self._desk.journal, run.job):
                 self._run_early(run)
                 return True
         return False
 
     def _run_ready(self, job: Job) -> None:
-        if job.outcome is not None and job.provisional_digest == job.input_digest:
-            outcome = replace(job.outcome, evidence=job.evidence)
-            jobs.conclude(self._desk.journal, job, Event.CONCLUDE, outcome)
+        instances = jobs.inputs(self._desk.journal, job)
+        early = job.outcome if job.provisional_digest == job.input_digest else None
+        if early is not None and not self._is_mixed(job, instances):  # the study may have got others meanwhile
+            jobs.conclude(self._desk.journal, job, Event.CONCLUDE, replace(early, evidence=job.evidence))
             return
         if not jobs.claim(self._desk.journal, job):
             return
         job = replace(job, state=JobState.RUNNING, attempts=job.attempts + 1)
-        instances = jobs.inputs(self._desk.journal, job)
         try:
-            outcome = self._outcome(job, instances)
+            outcome = self._outcome(job, instances, self._stopping)
+        except RuntimeCancelled:
+            return  # it stays running: the next start takes it up
         except RuntimeFailed as error:
             if error.reason != Reason.DEADLINE and job.attempts < MAX_ATTEMPTS:
                 jobs.defer(self._desk.journal, job, str(error))
                 return
             outcome = self._not_analysed(job, Reason(error.reason), str(error))
-        outcome = replace(outcome, evidence=job.evidence)
-        if not jobs.conclude(self._desk.journal, job, Event.CONCLUDE, outcome):
+        self._settle(job, replace(outcome, evidence=job.evidence))
+
+    def _settle(self, job: Job, outcome: Outcome) -> None:
+        """Commit an outcome. Where the deadline came first, only an answer is worth telling late: that the job was not
+        analysed has been told.
+        """
+        self._unsettled = job, outcome
+        concluded = jobs.conclude(self._desk.journal, job, Event.CONCLUDE, outcome)
+        if not concluded and outcome.conclusion is not Conclusion.NOT_ANALYSED:
             jobs.conclude_late(self._desk.journal, job, replace(outcome, late=True))
+        self._unsettled = None
 
     def _run_early(self, run: EarlyRun) -> None:
-        """An early run that fails leaves no trace: the real one will tell. It never makes another job wait."""
+        """An early run that fails leaves no trace: the real one will tell. Another job waits for no more than its
+        preparation.
+        """
         instances = jobs.inputs(self._desk.journal, run.job, run.series_instance_uid)
         try:
-            outcome = self._outcome(run.job, instances, lambda: jobs.overtaken(self._desk.journal, run.job))
+            outcome = self._outcome(
+                run.job, instances, lambda: self._stopping() or jobs.overtaken(self._desk.journal, run.job)
+            )
         except RuntimeCancelled:
             return
         except RuntimeFailed as error:
@@ -137,8 +170,8 @@ class Inferrer:
         loaded = self._loaded.get(job.engine)
         if engine is None or loaded is None:
             why = self._unfit.get(job.engine, f"{job.engine} is no longer configured")
-            return self._not_analysed(job, Reason.NO_ENGINE, why)
-        if len({instance.patient for instance in instances}) > 1:
+            return self._not_analysed(job, Reason.NO_ENGINE, why.partition("\n")[0])
+        if self._is_mixed(job, instances):
             return self._not_analysed(job, Reason.MIXED_IDENTITY, "the images name more than one patient")
         left_s = max(1.0, (job.deadline_tick - self._desk.journal.clock.tick()) / 1000)
         run = _Run(engine=engine, loaded=loaded, deadline_s=left_s, cancelled=cancelled)
@@ -147,6 +180,15 @@ class Inferrer:
                 return replace(run.read(self._desk.paths(instances), Path(folder)), evidence=job.evidence)
         except CannotAnalyse as error:
             return self._not_analysed(job, Reason(error.reason), str(error))
+
+    def _is_mixed(self, job: Job, instances: Sequence[Instance]) -> bool:
+        """Whether the inputs and what else of their study is the engine's name more than one patient: a result is
+        filed by study.
+        """
+        engine = self._desk.engine(job.engine)
+        study = jobs.inputs(self._desk.journal, replace(job, series_instance_uid="", sop_instance_uid=""))
+        others = [one for one in study if engine is not None and engine.answers_for(one)]
+        return len({one.patient for one in [*instances, *others]}) > 1
 
     def _not_analysed(self, job: Job, reason: Reason, detail: str) -> Outcome:
         engine = self._desk.engine(job.engine)
@@ -167,11 +209,23 @@ def _on(identity: EngineIdentity, loaded: LoadedEngine) -> EngineIdentity:
 
 def golden_fault(engine: EngineOnDuty, loaded: LoadedEngine) -> str:
     """Run the package's golden cases; "" if every number is within its tolerance, else what is wrong (P8)."""
-    outputs = [tensor.name for tensor in engine.package.manifest.outputs]
     for golden in engine.package.manifest.golden:
-        with np.load(engine.package.folder / golden.case, allow_pickle=False) as case:
-            got = loaded.infer({key: case[key] for key in case.files if key not in outputs}, GOLDEN_DEADLINE_S)
-            for name in outputs:
-                if not np.allclose(got[name], case[name], rtol=golden.rtol, atol=golden.atol):
-                    return f"golden case {golden.case}: output {name} differs from what it must be"
+        try:
+            fault = _case_fault(engine, golden, loaded)
+        except (BadZipFile, EOFError, KeyError, OSError, TypeError, ValueError, zlib.error) as error:
+            fault = f"no inputs and outputs of this engine ({type(error).__name__})"
+        if fault:
+            return f"golden case {golden.case}: {fault}"
+    return ""
+
+
+def _case_fault(engine: EngineOnDuty, golden: Golden, loaded: LoadedEngine) -> str:
+    outputs = [tensor.name for tensor in engine.package.manifest.outputs]
+    path = engine.package.folder / golden.case
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as case:
+        got = loaded.infer({key: case[key] for key in case.files if key not in outputs}, GOLDEN_DEADLINE_S)
+        for name in outputs:
+            same_shape = got[name].shape == case[name].shape
+            if not same_shape or not np.allclose(got[name], case[name], rtol=golden.rtol, atol=golden.atol):
+                return f"output {name} differs from what it must be"
     return ""

@@ -14,12 +14,13 @@ from typing import Any
 
 from appliance.dimse.header import Part10, part10, read_header, walk_to_end
 from appliance.errors import StoreFailed
+from appliance.file_head import read_file_head
 from appliance.journal import inbox, results
 from appliance.journal.inbox import Routes
 from appliance.journal.results import Restored
 from appliance.journal.store import Journal
 from appliance.model import Arrival, Kind, Owed, Result
-from appliance.spool import Spool, read_file_head
+from appliance.spool import Spool
 
 BATCH = 64
 
@@ -80,7 +81,12 @@ def recover(recovery: Recovery) -> Recovered:
         recovery.progress(done, total)
     restored = 0
     for file in built:
-        restored += _restore(recovery, file, quarantined)
+        found = _restored(recovery, file, quarantined)
+        if found is not None and results.restore(recovery.journal, found):
+            restored += 1
+        elif found is not None:
+            recovery.results.remove(file)
+            repeats += 1
         done += 1
         recovery.progress(done, total)
     recovery.received.own(recovery.journal.identity)  # last: a recovery that broke off must be begun anew
@@ -135,7 +141,8 @@ def _digest(stored: Part10) -> bytes:
         return file_digest(file, "sha256").digest()
 
 
-def _restore(recovery: Recovery, file: str, quarantined: list[str]) -> int:
+def _restored(recovery: Recovery, file: str, quarantined: list[str]) -> Restored | None:
+    """What a result's file tells; None: it is not whole, and was put aside."""
     path = recovery.results.path(file)
     try:
         stored = _checked(path)
@@ -153,6 +160,5 @@ def _restore(recovery: Recovery, file: str, quarantined: list[str]) -> int:
     except (ValueError, KeyError):
         recovery.results.quarantine(file)
         quarantined.append(file)
-        return 0
-    results.restore(recovery.journal, Restored(result=result, story=story, owed=recovery.result_routes(story)))
-    return 1
+        return None
+    return Restored(result=result, story=story, owed=recovery.result_routes(story))

@@ -62,7 +62,10 @@ class Retainer:
         found, self._after_file = copies.releasable(upkeep.journal, upkeep.rules, self._after_file)
         gone = copies.release(upkeep.journal, upkeep.rules, found) if found else []
         for file in gone:
-            upkeep.remove(file)
+            try:
+                upkeep.remove(file)
+            except OSError as error:  # it is owed to nobody; receive's next start tries again
+                upkeep.log("not_removed", file=file, reason=error.strerror)
         return len(gone)
 
     def _checkpoint(self) -> None:

@@ -1,9 +1,12 @@
 """The analyse process: assemble and report in one thread, infer in another, engines in runtime children."""
 
+import os
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -28,6 +31,8 @@ from appliance.wakeup import SLOW_POLL_S, Bell
 from appliance.wiring.common import EX_OK, Log, Worker, join, open_journal, open_spool, publish_facts
 
 JOURNAL_FULL_PAUSE_S = 2.0
+HUNG_AFTER_S = 120.0  # beyond what deadlines allow
+NICE = 10  # decoding and building may take seconds; what receive and forward do takes milliseconds, and goes first
 CHANCES = 3  # of an engine whose child dies while it is loaded: memory may be short just now
 
 
@@ -52,14 +57,32 @@ class Analysis:
         workdir = config.state_dir / "work"
         shutil.rmtree(workdir, ignore_errors=True)  # volumes of runs that were cut short
         workdir.mkdir(parents=True)
-        self._inferrer = Inferrer(desk, self._loaded, self._unfit, workdir)
+        self._inferrer = Inferrer(desk, self._loaded, self._unfit, workdir, life.stopping.is_set)
+        self._longest_step_s = HUNG_AFTER_S + 2 * max((one.deadline_ms / 1000 for one in self._engines), default=0)
+        self._step_began: dict[str, float] = {}  # thread -> monotonic seconds
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a step has taken so long that something in this process must hang: a decoder, say, that has no
+        deadline of its own.
+        """
+        now = time.monotonic()
+        return any(now - began > self._longest_step_s for began in self._step_began.copy().values())
+
+    @contextmanager
+    def _timed(self, thread: str) -> Iterator[None]:
+        self._step_began[thread] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._step_began[thread]
 
     def assemble_and_report(self) -> None:
-        self._inferrer.recover()
         warm_up()
         while not self._life.stopping.is_set():
             try:
-                busy = self._assembler.step() | self._reporter.step()
+                with self._timed("assemble"):
+                    busy = self._assembler.step() | self._reporter.step()
             except OutOfResources as error:
                 self._pause(error)
                 continue
@@ -72,7 +95,8 @@ class Analysis:
         while not self._life.stopping.is_set():
             self._go.clear()
             try:
-                busy = self._inferrer.step(lambda: self._assembler.early)
+                with self._timed("infer"):
+                    busy = self._inferrer.step(lambda: self._assembler.early)
             except OutOfResources as error:
                 self._pause(error)
                 continue
@@ -81,9 +105,12 @@ class Analysis:
             else:
                 self._go.wait(SLOW_POLL_S)
 
-    def end(self) -> None:
+    def wake(self) -> None:
+        """Let both threads look whether they should stop."""
         self._go.set()
         self._bell.ring("analyse")
+
+    def close(self) -> None:
         for engine in self._loaded.values():
             engine.close()
 
@@ -102,7 +129,7 @@ class Analysis:
         )
         why_not = runtime.probe() and runtime.probe()
         for engine in self._engines:
-            if fault := why_not or self._verify(runtime, engine):
+            if fault := self._unfit.get(engine.key) or why_not or self._verify(runtime, engine):
                 self._unfit[engine.key] = fault
             self._log("engine", engine=engine.key, serves=engine.key in self._loaded, reason=fault)
         publish_facts(self._config, "engines", _facts(self._engines, self._loaded, self._unfit))
@@ -111,21 +138,23 @@ class Analysis:
         """Let it serve from now on; returns why it may not, "" if it may."""
         fault = ""
         for _ in range(CHANCES):
-            try:
-                candidate = runtime.load(engine.package.model_path, engine.package.model_sha256)
-                fault = golden_fault(engine, candidate)
-            except RuntimeFailed as error:
-                fault = str(error)
-                continue
-            if fault:
-                candidate.close()
-            else:
-                self._loaded[engine.key] = candidate
-            break
+            with ExitStack() as undo:
+                try:
+                    candidate = runtime.load(engine.package.model_path, engine.package.model_sha256)
+                    undo.callback(candidate.close)
+                    fault = golden_fault(engine, candidate)
+                except RuntimeFailed as error:
+                    fault = str(error)
+                    continue
+                if not fault:
+                    self._loaded[engine.key] = candidate
+                    undo.pop_all()
+                break
         return fault
 
 
 def run(config: Config, life: Life) -> int:
+    os.nice(NICE)
     log = configure("analyse").info
     analysis = Analysis(config, life, log)
     workers = [
@@ -135,27 +164,36 @@ def run(config: Config, life: Life) -> int:
     life.ready()
     log("analysing")
     while not life.stopping.wait(SLOW_POLL_S):
-        if all(worker.alive for worker in workers):
+        if all(worker.alive for worker in workers) and not analysis.hangs:
             life.beat()
-    analysis.end()
+    analysis.wake()
     for worker in workers:
         worker.join(1.0)
+    analysis.close()
     return max((worker.status for worker in workers), default=EX_OK)
 
 
 def _packages(config: Config, log: Log) -> tuple[list[EngineOnDuty], dict[str, str]]:
-    """The engines of the config whose package is what its manifest says; and why the others are not."""
+    """The engines of the config, and why some may not serve.
+
+    One whose manifest can be read is on duty all the same: its studies are concluded as "not analysed" (P6).
+    """
     engines: list[EngineOnDuty] = []
     unfit: dict[str, str] = {}
     for options in config.engines:
         if options.mode is EngineMode.OFF:
             continue
+        folder = config.engines_dir / options.id
         try:
-            package = engine_package.load(config.engines_dir / options.id)
+            package = engine_package.load(folder)
         except PackageInvalid as error:
-            unfit[options.id] = str(error)
             log("package_invalid", engine=options.id, reason=str(error))
-            continue
+            try:
+                package = engine_package.load_manifest(folder)
+            except PackageInvalid:
+                unfit[options.id] = str(error)
+                continue
+            unfit[package.key] = str(error)
         engines.append(
             EngineOnDuty(
                 package=package,
@@ -169,12 +207,18 @@ def _packages(config: Config, log: Log) -> tuple[list[EngineOnDuty], dict[str, s
 def _facts(
     engines: Sequence[EngineOnDuty], loaded: dict[str, LoadedEngine], unfit: dict[str, str]
 ) -> dict[str, object]:
-    serving = {
-        engine.key: {"serves": engine.key in loaded, "publish": engine.publish, "reason": unfit.get(engine.key, "")}
+    """What `status` shows. Without a readable manifest nobody knows which studies are an engine's: not on duty."""
+    on_duty = {
+        engine.key: {
+            "serves": engine.key in loaded,
+            "on_duty": True,
+            "publish": engine.publish,
+            "reason": unfit.get(engine.key, ""),
+        }
         for engine in engines
     }
-    broken = {key: {"serves": False, "publish": False, "reason": why} for key, why in unfit.items()}
-    return {**broken, **serving}
+    unknown = {key: {"serves": False, "on_duty": False, "publish": False, "reason": why} for key, why in unfit.items()}
+    return {**unknown, **on_duty}
 
 
 def _press(config: Config, bell: Bell, spool: Spool) -> Press:
@@ -204,5 +248,10 @@ def _press(config: Config, bell: Bell, spool: Spool) -> Press:
         routes=routes,
         takers=takers,
         ring=bell.ring,
-        box_utc_offset=datetime.now().astimezone().utcoffset() or timedelta(0),
+        utc_offset=_utc_offset,
     )
+
+
+def _utc_offset(at: datetime) -> timedelta:
+    """Of the box at that moment: not now, which may be on the other side of a change to summer time."""
+    return at.astimezone().utcoffset() or timedelta(0)

@@ -5,9 +5,11 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from traceback import extract_tb
 
 from appliance.config import Config
-from appliance.errors import StoreFailed
+from appliance.errors import ScansideError, StoreFailed
 from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.spool import Reserve, Spool
@@ -21,6 +23,7 @@ EX_LATCHED = 75  #: a write or sync failed: the next start proves the disk first
 
 HOUR_MS = 3_600_000
 MB = 1 << 20
+PLACES = 4  # of a failure's traceback, the innermost
 
 Log = Callable[..., None]
 
@@ -65,6 +68,15 @@ def publish_facts(config: Config, name: str, facts: dict[str, object]) -> None:
         temporary.rename(target)
 
 
+def _without_values(error: Exception) -> str:
+    """What failed, and where. The words of errors that are not ours may quote a data set: patient data (P10)."""
+    where = " < ".join(
+        f"{Path(f.filename).name}:{f.lineno}" for f in reversed(extract_tb(error.__traceback__)[-PLACES:])
+    )
+    words = f": {error}" if isinstance(error, ScansideError) else ""
+    return f"{type(error).__name__}{words} at {where}"
+
+
 class Worker:
     """A thread of a process loop: when it fails the process ends, and the supervisor starts it anew.
 
@@ -93,6 +105,6 @@ class Worker:
             self._log("store_failed", worker=self._thread.name, reason=str(error))
         except Exception as error:
             self.status = EX_FAILED
-            self._log("worker_failed", worker=self._thread.name, reason=f"{type(error).__name__}: {error}")
+            self._log("worker_failed", worker=self._thread.name, reason=_without_values(error))
         if self.status:
             self._life.stopping.set()

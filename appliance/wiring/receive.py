@@ -12,7 +12,8 @@ from appliance.journal.inbox import Routes
 from appliance.life import Life
 from appliance.logs import configure
 from appliance.model import Arrival, Kind, Owed
-from appliance.stages.receive import Inbox, Receiver, discard_unacknowledged, heal
+from appliance.stages.receive import Inbox, Receiver
+from appliance.stages.receive.start import discard_unacknowledged, heal
 from appliance.wakeup import Bell
 from appliance.wiring.common import EX_LATCHED, EX_OK, Worker, join, open_journal, open_spool, publish_facts
 
@@ -39,6 +40,8 @@ def run(config: Config, life: Life) -> int:
     if not latched:
         discard_unacknowledged(box)
     receiver = Receiver(box)
+    if latched:
+        receiver.unproven.set()
     listener = listen(str(config.receive.bind), config.receive.port)
     port = listener.getsockname()[1]
     publish_facts(config, "receive", {"port": port, "pid": os.getpid()})
@@ -48,6 +51,7 @@ def run(config: Config, life: Life) -> int:
     life.ready()
     if latched and not heal(box, life.stopping, life.beat):
         return EX_OK
+    receiver.unproven.clear()
     closing = Worker("closer", receiver.closer.run, life, log, receiver.failed)
     log("receiving", port=port)
     while not life.stopping.wait(LOOK_EVERY_S) and not spool.latched():  # by another process: heal, as after our own

@@ -17,11 +17,11 @@ from appliance.cli import COMMANDS, Commands, app, main
 from appliance.config import load
 from appliance.daemon import sole_owner
 from appliance.dimse.small_pacs import ScriptedPacs
+from appliance.file_head import file_head
 from appliance.journal import inbox, outbox
 from appliance.journal.store import Journal
 from appliance.model import Owed, Urgency
 from appliance.routing import UNROUTED
-from appliance.spool import file_head
 from appliance.states import Event
 from appliance.wakeup import Bell
 from tests.journals import CT_IMAGE, EXPLICIT, SERIES, STUDY, arrival, events, open_journal

@@ -16,7 +16,8 @@ from appliance.journal import copies, inbox
 from appliance.journal.store import Journal
 from appliance.model import Owed, Series, Urgency
 from appliance.spool import Reserve, Spool
-from appliance.stages.receive import Inbox, Receiver, discard_unacknowledged, heal
+from appliance.stages.receive import Inbox, Receiver
+from appliance.stages.receive.start import discard_unacknowledged, heal
 from tests.journals import SERIES, TO_PACS, count, events
 from tests.scanner import Client, data_set, limits, listening, store_message
 from tests.waiting import eventually

@@ -11,7 +11,8 @@ import pydicom
 import pytest
 
 from appliance.errors import OutOfResources, StoreFailed
-from appliance.spool import FILES_PER_FOLDER, Incoming, Reserve, Spool, file_head, read_file_head
+from appliance.file_head import file_head, read_file_head
+from appliance.spool import FILES_PER_FOLDER, Incoming, Reserve, Spool
 from tests.journals import CT_IMAGE, EXPLICIT, SERIES
 from tests.scanner import data_set
 from tests.tracing import on_small_disk, python, traced

@@ -171,12 +171,18 @@ def test_a_box_never_leaves_the_image(centre: tuple[float, float, float], radius
 
 def test_findings_name_their_slice_side_and_place(tmp_path: Path) -> None:
     case = Case(tmp_path, (2.0, 0.7, 0.7), ((6, 30, 20), 7.0), ((15, 40, 60), 5.0))
+    case.image.masks["lung"][:, :, 36:44] = 0  # between the lungs
     said = case.said()
     assert [finding.laterality for finding in said.findings] == ["R", "L"]
     first = said.findings[0]
     assert first.sop_instance_uid == case.volume.stack.slices[6].header.sop_instance_uid
     assert first.centre_mm == pytest.approx((-40 * 0.7 + 20 * 0.7, -30 + 30 * 0.7, 12), abs=0.2)
     assert said.measures["candidates"] == 2
+
+
+def test_of_one_lung_alone_no_side_is_told(tmp_path: Path) -> None:
+    case = Case(tmp_path, (2.0, 0.7, 0.7), ((6, 30, 20), 7.0), ((15, 40, 60), 5.0))
+    assert [finding.laterality for finding in case.said().findings] == ["", ""]
 
 
 def test_two_peaks_in_one_lesion_are_one_finding(tmp_path: Path) -> None:

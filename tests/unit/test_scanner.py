@@ -8,7 +8,7 @@ import pytest
 
 from appliance import scanner
 from appliance.scanner import MEDIA_STORAGE_DIRECTORY, NothingToSend
-from appliance.spool import file_head
+from appliance.file_head import file_head
 from tests.scanner import part10
 
 

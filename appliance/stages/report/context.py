@@ -34,6 +34,7 @@ class ReportContext:
     title: str  #: of the engine, from its manifest
     labels: Mapping[str, Label]  #: by label id; a label that is not here is still reported, under its id
     study_instance_uid: str
+    subject: str = ""  #: UID of what was to be read; a deadline may conclude it before any input is known
     engine_key: str  #: id@version
     input_digest: str  #: hex
     revision: int

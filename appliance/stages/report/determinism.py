@@ -57,6 +57,8 @@ def result_uid(context: ReportContext, kind: Kind, *parts: str) -> str:
     """The identity of one result object, or of a part of it named by `parts` (a tracked finding, say)."""
     return uid_for(
         context.engine_key,
+        context.study_instance_uid,
+        context.subject,
         context.input_digest,
         outcome_hash(context.outcome),
         kind.value,

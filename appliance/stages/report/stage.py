@@ -12,18 +12,18 @@ from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from appliance.engine_ops import LabelScores
-from appliance.errors import CannotAnalyse
+from appliance.errors import CannotAnalyse, OutOfResources
+from appliance.file_head import file_head
 from appliance.imaging import render
-from appliance.imaging.headers import parsing
+from appliance.imaging.headers import parsing, read_elements
 from appliance.journal import jobs, results
 from appliance.journal.results import Built as Owing
 from appliance.model import Conclusion, Instance, Job, Kind, Outcome, Owed, Priority, Result
-from appliance.spool import Spool, file_head
+from appliance.spool import Spool
 from appliance.stages.desk import Desk, EngineOnDuty
 from appliance.stages.report.codes import LUNG
 from appliance.stages.report.context import Built, Label, ReportContext
@@ -51,12 +51,13 @@ class Press:
     routes: ResultRoutes
     takers: Callable[[EngineOnDuty, Instance, Priority], bool]  #: whether anybody would take a result at all
     ring: Callable[..., None]
-    box_utc_offset: timedelta
+    utc_offset: Callable[[datetime], timedelta]  #: of the box, at some moment
 
 
 class Reporter:
     def __init__(self, desk: Desk, press: Press) -> None:
         self._desk, self._press = desk, press
+        self._tried = (0, 0)  # job id, how many processes tried to build its results
 
     def step(self) -> bool:
         """Report at most one concluded job; says whether there was one. Raises OutOfResources, StoreFailed."""
@@ -64,60 +65,91 @@ class Reporter:
         if not concluded:
             return False
         job = concluded[0]
+        tries = self._count_try(job)
         built: list[Item] = []
-        if results.count_try(self._desk.journal, job) > MAX_TRIES:
+        if tries > MAX_TRIES:
             note = f"the result could not be built: {MAX_TRIES} tries ended the process"
             self._desk.log("result_not_built", engine=job.engine, study=job.study_instance_uid)
         else:
-            built, note = self._build(job)
-        owing = [self._store(job, item, owed, how_urgent) for item, owed, how_urgent in built]
-        urgent = any(how_urgent is Priority.URGENT for _, _, how_urgent in built)
-        if not results.report(self._desk.journal, job, owing, note, urgent=urgent):
-            for item in owing:
-                self._press.spool.remove(item.result.file)
-        elif owing:
-            self._press.ring("forward")
+            built, note = self._build(job, with_pixels=tries < MAX_TRIES)
+        self._publish(job, built, note)
         return True
 
-    def _build(self, job: Job) -> tuple[list[Item], str]:
-        """The results of a job and where they are owed; or none, and why."""
+    def _count_try(self, job: Job) -> int:
+        """Once in each process: it is deaths that are counted, not shortages that pass."""
+        if self._tried[0] != job.id:
+            self._tried = job.id, results.count_try(self._desk.journal, job)
+        return self._tried[1]
+
+    def _publish(self, job: Job, built: Sequence[Item], note: str) -> None:
+        """Files first, then the journal. Where it takes nothing they go again; a failed store leaves them to the next
+        start, which may find the commit in the WAL.
+        """
+        owing: list[Owing] = []
+        urgent = any(how_urgent is Priority.URGENT for _, _, how_urgent in built)
+        try:
+            for item, owed, how_urgent in built:
+                owing.append(self._store(job, item, owed, how_urgent))
+            reported = results.report(self._desk.journal, job, owing, note, urgent=urgent)
+        except OutOfResources:
+            self._remove(owing)
+            raise
+        if not reported:
+            self._remove(owing)
+        elif owing:
+            self._press.ring("forward")
+
+    def _remove(self, owing: Sequence[Owing]) -> None:
+        for one in owing:
+            self._press.spool.remove(one.result.file)
+
+    def _build(self, job: Job, *, with_pixels: bool) -> tuple[list[Item], str]:
+        """The results of a job and where they are owed; or none, and why. Without pixels no decoder is in the way."""
         engine, outcome = self._desk.engine(job.engine), job.outcome
         if engine is None or outcome is None:
             return [], "the engine is no longer configured"
         if not engine.publish:
             return [], "shadow: recorded, nothing sent"
-        instances = jobs.inputs(self._desk.journal, job)
+        inputs = jobs.inputs(self._desk.journal, job)
+        ours = [one for one in inputs if engine.answers_for(one)] or inputs
+        instances = inputs if job.series_instance_uid else ours  # of a study of which no series was chosen yet
         how_urgent = priority(outcome, self._press.rules)
-        if not instances or not self._press.takers(engine, instances[0], how_urgent):
+        if not ours or not self._press.takers(engine, ours[0], how_urgent):
             return [], "no destination takes results of this engine"
         headers = self._headers(outcome, instances)
         if not headers:
+            self._desk.log("result_not_built", engine=job.engine, study=job.study_instance_uid)
             return [], "no source header is readable: nothing a result could refer to"
         context = self._context(job, engine, outcome)
         items = [build_sr(context, headers)]
         if outcome.conclusion is not Conclusion.NOT_ANALYSED:
-            items.append(build_picture(context, headers, self._picture(outcome, instances)))
-        return [(item, self._press.routes(item, engine, instances[0], how_urgent), how_urgent) for item in items], ""
+            pixels = self._picture(outcome, instances) if with_pixels else None
+            items.append(build_picture(context, headers, pixels))
+        return [(item, self._press.routes(item, engine, ours[0], how_urgent), how_urgent) for item in items], ""
 
     def _headers(self, outcome: Outcome, instances: Sequence[Instance]) -> list[Dataset]:
-        """A header for each input: whole for the key images (those of findings, else one from the middle), bare for
-        all others. Empty where no key image is readable.
+        """A header for each input: whole for the key images (those of findings, else the one nearest to the middle that
+        can be read), bare for all others. Empty where none can be read.
         """
         keys = {finding.sop_instance_uid for finding in outcome.findings}
-        keys = keys or {instances[len(instances) // 2].sop_instance_uid}
-        headers, readable = [], 0
-        for instance in instances:
-            header = self._whole_header(instance) if instance.sop_instance_uid in keys else None
-            readable += header is not None
-            headers.append(bare_header(instance) if header is None else header)
-        return headers if readable else []
+        middle = len(instances) // 2
+        order = sorted(
+            range(len(instances)), key=lambda n: (instances[n].sop_instance_uid not in keys, abs(n - middle))
+        )
+        whole: dict[str, Dataset] = {}
+        for instance in (instances[n] for n in order):
+            if whole and instance.sop_instance_uid not in keys:
+                break
+            if (header := self._whole_header(instance)) is not None:
+                whole[instance.sop_instance_uid] = header
+        return [whole.get(one.sop_instance_uid, bare_header(one)) for one in instances] if whole else []
 
     def _whole_header(self, instance: Instance) -> Dataset | None:
         if not instance.file:
             return None
         try:
-            with parsing("the header of a source image"):
-                return dcmread(self._desk.path(instance.file), stop_before_pixels=True, force=True)
+            with parsing("the header of a source image"), self._desk.path(instance.file).open("rb") as file:
+                return read_elements(file, inflate=True)[0]
         except CannotAnalyse as error:
             self._desk.log("header_unreadable", reason=str(error))
             return None
@@ -136,6 +168,7 @@ class Reporter:
 
     def _context(self, job: Job, engine: EngineOnDuty, outcome: Outcome) -> ReportContext:
         manifest = engine.package.manifest
+        concluded_at = datetime.fromisoformat(job.concluded_at)
         return ReportContext(
             node=self._press.node,
             outcome=outcome,
@@ -149,13 +182,14 @@ class Reporter:
                 for key, label in manifest.labels.items()
             },
             study_instance_uid=job.study_instance_uid,
+            subject=job.subject,
             engine_key=job.engine,
             input_digest=job.input_digest,
             revision=job.revision,
-            concluded_at=datetime.fromisoformat(job.concluded_at),
+            concluded_at=concluded_at,
             predecessor=job.predecessor,
             predecessor_series=results.series_of_result(self._desk.journal, job.predecessor),
-            box_utc_offset=self._press.box_utc_offset,
+            box_utc_offset=self._press.utc_offset(concluded_at),
             implausible_clock=job.implausible_clock,
             finding_site=None if isinstance(manifest.postprocess, LabelScores) else LUNG,
         )
@@ -171,8 +205,12 @@ class Reporter:
         )
         data_set = memoryview(built.file_bytes)[built.data_set_offset :]
         file = self._press.spool.begin(head)
-        file.write([data_set])
-        file.finish()
+        try:
+            file.write([data_set])
+            file.finish()
+        except OutOfResources:
+            file.discard()
+            raise
         result = Result(
             kind=built.kind,
             sop_class_uid=built.sop_class_uid,

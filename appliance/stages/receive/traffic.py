@@ -1,4 +1,4 @@
-"""What is under way from whom: a sender in the middle of a data set is not silent. Part of receive, no stage itself."""
+"""What is under way from whom: a sender in the middle of a data set is not silent."""
 
 import threading
 from dataclasses import dataclass

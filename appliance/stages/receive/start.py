@@ -1,0 +1,62 @@
+"""Before anything is taken: the sweep of what was never acknowledged, and the proof of a disk that failed."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+from appliance.errors import OutOfResources, StoreFailed
+from appliance.journal import copies, inbox
+from appliance.stages.receive.context import Inbox
+
+PROVE_EVERY_S = 5.0
+
+
+def discard_unacknowledged(box: Inbox) -> None:
+    """Start-up: remove files that never got a row, or whose row is gone. Only while nothing is being received.
+
+    Raises StoreFailed when the spool holds more than a crash can leave behind: then it is not the spool's journal.
+    """
+    unknown = inbox.unknown_files(box.journal, box.spool.files())
+    _check_explained(box, unknown)
+    for name in unknown:
+        box.spool.remove(name)
+    if unknown:
+        box.log("swept", files=len(unknown))
+    box.spool.tidy()
+    box.spool.keep_reserve()
+
+
+def _check_explained(box: Inbox, unknown: Sequence[str]) -> None:
+    most = box.max_in_flight + copies.CHUNK
+    if len(unknown) <= most:
+        return
+    unexplained = len(unknown) - len(copies.let_go(box.journal, unknown))
+    if unexplained > most:
+        raise StoreFailed(
+            f"the spool holds {unexplained} files that the journal does not know: is it the right journal?"
+            " `scanside recover` rebuilds it from the spool"
+        )
+
+
+def heal(box: Inbox, stopping: threading.Event, alive: Callable[[], None]) -> bool:
+    """After a latch: prove the disk anew, again and again until it holds; all the while senders get 0xA700.
+
+    Calls `alive` at each try. False: told to stop first.
+    """
+    while reason := box.spool.latched():
+        alive()
+        try:
+            _prove(box)
+        except (OutOfResources, StoreFailed, OSError) as error:
+            box.log("still_latched", reason=reason, now=str(error))
+            if stopping.wait(PROVE_EVERY_S):
+                return False
+        else:
+            box.log("healed", was=reason)
+    return True
+
+
+def _prove(box: Inbox) -> None:
+    if not box.journal.checkpoint(truncate=True):
+        raise OutOfResources("the journal is being read: its WAL cannot be truncated")
+    discard_unacknowledged(box)
+    box.spool.prove()

@@ -1,0 +1,517 @@
+"""Assemble, infer and report on one real journal and spool: what is told when something goes wrong on the way."""
+
+import shutil
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from appliance import engine_package
+from appliance.config import Config
+from appliance.engine_package import EnginePackage
+from appliance.errors import OutOfResources, RuntimeCancelled, RuntimeFailed
+from appliance.journal import inbox, jobs, lookup, results
+from appliance.journal.store import Journal
+from appliance.model import Conclusion, Evidence, Job, Kind, Owed, Reason, Urgency
+from appliance.ports import Array
+from appliance.spool import Incoming, Reserve, Spool
+from appliance.stages.assemble import Assembler
+from appliance.stages.desk import Desk, EngineOnDuty
+from appliance.stages.infer import Inferrer, golden_fault
+from appliance.stages.report.stage import Press, Reporter
+from appliance.states import Event, JobState
+from appliance.wiring import analyse
+from tests.journals import Hands, arrival, events, receive
+from tests.slices import ct_slice, film, save
+
+ENGINES = Path(__file__).resolve().parents[2] / "engines"
+DEADLINE_MS = 60_000
+SR_OWED = Owed(destination="pacs", urgency=Urgency.RESULT)
+NOTHING = np.zeros((1, 4), np.float32)
+CLIPPED = np.array([[0, 0, 0.9, 0]], np.float32)
+
+
+class FullNow(Spool):
+    """Says `full` times that the disk is full."""
+
+    full = 0
+
+    def begin(self, head: bytes) -> Incoming:
+        if self.full:
+            self.full -= 1
+            raise OutOfResources("the disk is full")
+        return super().begin(head)
+
+
+class JournalFullNow(Journal):
+    """Says `full` times that it cannot grow, to who wants to write durably."""
+
+    full = 0
+
+    def write(self, *, durable: bool) -> Any:
+        if durable and self.full:
+            self.full -= 1
+            raise OutOfResources("the journal cannot grow")
+        return super().write(durable=durable)
+
+
+@dataclass
+class Fake:
+    """A loaded engine that answers what it is told to."""
+
+    answer: Callable[[], Array] = lambda: NOTHING
+    runtime: str = "fake"
+    runtime_version: str = "1"
+    device: str = "none"
+    last_run_ms: float = 1.0
+    ran: int = 0
+
+    def infer(
+        self,
+        inputs: Mapping[str, Array],  # noqa: ARG002 - the port's signature
+        deadline_s: float,  # noqa: ARG002 - the port's signature
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Array]:
+        self.ran += 1
+        if cancelled():
+            raise RuntimeCancelled(Reason.ENGINE_FAILED, "cancelled")
+        return {"scores": self.answer()}
+
+    def close(self) -> None:
+        return
+
+
+@dataclass
+class Rig:
+    folder: Path
+    engines: Sequence[str] = ("cxr-acquisition",)
+    hands: Hands = field(default_factory=Hands)
+    fake: Fake = field(default_factory=Fake)
+    stopping: bool = False
+    logged: list[str] = field(default_factory=list)
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        self.journal = JournalFullNow(self.folder / "j", "analyse")
+        self.journal.clock = replace(self.journal.clock, base_ms=1_000_000, boot_time_ms=self.hands)
+        self.spool = FullNow(self.folder, "results", Reserve(free_bytes=0, free_inodes=0, journal_bytes=0))
+        packages = [engine_package.load(ENGINES / name) for name in self.engines]
+        self.put_on_duty(*packages)
+
+    def put_on_duty(self, *packages: EnginePackage) -> None:
+        on_duty = [EngineOnDuty(package=package, publish=True, deadline_ms=DEADLINE_MS) for package in packages]
+        self.desk = Desk(
+            journal=self.journal,
+            path=lambda file: self.folder / file,
+            engines=on_duty,
+            log=lambda event, **_: self.logged.append(event),
+        )
+        self.assembler = Assembler(self.desk)
+        loaded = {package.key: self.fake for package in packages}
+        self.inferrer = Inferrer(self.desk, loaded, {}, self.folder, lambda: self.stopping)
+        self.start_reporter()
+
+    def start_reporter(self) -> None:
+        self.reporter = Reporter(
+            self.desk,
+            Press(
+                node="test",
+                spool=self.spool,
+                rules=(),
+                routes=lambda *_: [SR_OWED],
+                takers=lambda _, source, __: source.modality in ("CT", "CR"),
+                ring=lambda *_: None,
+                utc_offset=lambda _: timedelta(0),
+            ),
+        )
+
+    def arrive(self, *datasets: Dataset, patient: bytes = b"p" * 32) -> None:
+        for dataset in datasets:
+            self.number += 1
+            file = f"received/000000/{self.number:09d}.dcm"
+            path = save(self.place(file), dataset)
+            self.know(file, path.read_bytes(), dataset, patient)
+
+    def place(self, file: str) -> Path:
+        path = self.folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def know(self, file: str, content: bytes, dataset: Dataset, patient: bytes = b"p" * 32) -> None:
+        header = {
+            "sop_instance_uid": dataset.SOPInstanceUID,
+            "study_instance_uid": dataset.StudyInstanceUID,
+            "series_instance_uid": dataset.SeriesInstanceUID,
+            "modality": dataset.Modality,
+            "patient": patient,
+        }
+        one = arrival(
+            self.number,
+            header=header,
+            file=file,
+            sop_instance_uid=dataset.SOPInstanceUID,
+            sop_class_uid=str(dataset.SOPClassUID),
+            digest=sha256(content).digest(),
+        )
+        receive(self.journal, one)
+
+    def close_series(self) -> None:
+        inbox.close(self.journal, [(series, Evidence.SILENCE) for series in inbox.open_series(self.journal)])
+
+    def run(self) -> None:
+        """Until nothing is left to do."""
+        busy = True
+        while busy:
+            busy = self.assembler.step() | self.inferrer.step(lambda: self.assembler.early) | self.reporter.step()
+
+    def jobs(self) -> list[Job]:
+        rows = self.journal.query("SELECT id FROM job ORDER BY id")
+        found = {job.id: job for study in self.studies() for job in self.of_study(study)}
+        return [found[row["id"]] for row in rows]
+
+    def studies(self) -> list[str]:
+        return [row[0] for row in self.journal.query("SELECT DISTINCT study_instance_uid FROM job")]
+
+    def of_study(self, study: str) -> list[Job]:
+        return lookup.jobs_of(self.journal, study)
+
+    def results(self, kind: Kind = Kind.SR) -> list[Dataset]:
+        rows = self.journal.query(
+            "SELECT c.file FROM instance i JOIN copy c ON c.instance=i.id WHERE i.origin='result' AND i.kind=?"
+            " ORDER BY i.id",
+            kind,
+        )
+        return [dcmread(self.folder / row["file"]) for row in rows]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    yield made
+    made.journal.close()
+
+
+@pytest.fixture
+def ct(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path, engines=("ct-lesion",))
+    yield made
+    made.journal.close()
+
+
+def a_film(study: str = "1.2.3", number: int = 1, **elements: Any) -> Dataset:
+    pixels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    here = {"StudyInstanceUID": study, "SeriesInstanceUID": f"{study}.4", "SOPInstanceUID": f"{study}.4.{number}"}
+    return film(pixels, **here | {"PatientID": "1", "InstanceNumber": number} | elements)
+
+
+def axial(series: str, count: int, spacing: float, **elements: Any) -> list[Dataset]:
+    pixels = np.zeros((4, 4), np.uint16)
+    slices = []
+    for number in range(count):
+        uid = f"{series}.{number + 1}"
+        here = {"SeriesInstanceUID": series, "SOPInstanceUID": uid, "SliceThickness": spacing, "PatientID": "1"}
+        slices.append(ct_slice(number * spacing, pixels, **here | {"InstanceNumber": number + 1} | elements))
+    return slices
+
+
+@pytest.mark.promise("P6")
+def test_a_deadline_is_told_once(rig: Rig) -> None:
+    def hang() -> Array:
+        rig.hands.ms += DEADLINE_MS + 1
+        rig.assembler.step()
+        raise RuntimeFailed(Reason.DEADLINE, "inference passed its deadline")
+
+    rig.fake.answer = hang
+    rig.arrive(a_film())
+    rig.run()
+    assert [(job.revision, job.state) for job in rig.jobs()] == [(1, JobState.REPORTED)]
+    assert len(rig.results()) == 1
+
+
+@pytest.mark.promise("P6")
+def test_an_answer_after_the_deadline_is_told_and_says_that_it_is_late(rig: Rig) -> None:
+    def slow() -> Array:
+        rig.hands.ms += DEADLINE_MS + 1
+        rig.assembler.step()
+        return CLIPPED
+
+    rig.fake.answer = slow
+    rig.arrive(a_film())
+    rig.run()
+    last = rig.jobs()[-1]
+    assert last.state == JobState.REPORTED
+    assert last.outcome is not None
+    assert last.outcome.late
+    assert last.outcome.conclusion is Conclusion.FINDING
+
+
+@pytest.mark.promise("P6")
+def test_a_deadline_that_comes_before_any_input_is_known_gives_each_study_a_result_of_its_own(ct: Rig) -> None:
+    ct.arrive(*axial("1.2.3.4", 2, 3.0))
+    ct.arrive(*axial("1.2.4.4", 2, 3.0, StudyInstanceUID="1.2.4"))
+    ct.assembler.step()
+    ct.hands.ms += DEADLINE_MS + 1
+    ct.run()
+    found = ct.results()
+    assert len(found) == 2
+    assert found[0].SOPInstanceUID != found[1].SOPInstanceUID
+    assert found[0].SeriesInstanceUID != found[1].SeriesInstanceUID
+
+
+@pytest.mark.promise("P6")
+def test_a_deadline_is_told_to_who_takes_the_images_whatever_else_the_study_holds(ct: Rig) -> None:
+    ct.arrive(*axial("1.2.3.7", 1, 3.0, Modality="SR", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.67"))
+    ct.arrive(*axial("1.2.3.4", 2, 3.0))
+    ct.assembler.step()
+    ct.hands.ms += DEADLINE_MS + 1
+    ct.run()
+    (report,) = ct.results()
+    series = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    assert [one.SeriesInstanceUID for one in series] == ["1.2.3.4"]
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.parametrize("where", ["spool", "journal"])
+def test_a_shortage_however_long_costs_no_result_and_leaves_no_files(rig: Rig, where: str) -> None:
+    rig.fake.answer = lambda: CLIPPED
+    rig.arrive(a_film())
+    while not any(job.state == JobState.CONCLUDED for job in rig.jobs()):
+        rig.assembler.step()
+        rig.inferrer.step(list)
+    if where == "spool":
+        rig.spool.full = 10
+    else:
+        rig.journal.full = 10
+    for _ in range(10):
+        with pytest.raises(OutOfResources):
+            rig.reporter.step()
+    assert rig.spool.files() == []
+    rig.run()
+    assert len(rig.results()) == 1
+    assert len(rig.spool.files()) == 2
+
+
+@pytest.mark.promise("P6")
+def test_when_building_ends_the_process_the_words_are_sent_without_the_picture(rig: Rig) -> None:
+    rig.fake.answer = lambda: CLIPPED
+    rig.arrive(a_film())
+    while not any(job.state == JobState.CONCLUDED for job in rig.jobs()):
+        rig.assembler.step()
+        rig.inferrer.step(list)
+    job = rig.jobs()[0]
+    assert [results.count_try(rig.journal, job) for _ in range(2)] == [1, 2]  # and the process ended
+    rig.start_reporter()
+    rig.run()
+    (report,), (card,) = rig.results(), rig.results(Kind.SC)
+    assert report.StudyInstanceUID == "1.2.3"
+    assert card.Columns == 1024  # a card of words: a key image would be enlarged to 768
+
+
+@pytest.mark.promise("P6")
+def test_an_outcome_waits_for_the_journal_and_is_not_found_out_again(rig: Rig) -> None:
+    rig.arrive(a_film())
+    rig.assembler.step()
+    rig.journal.full = 4
+    for _ in range(4):
+        with pytest.raises(OutOfResources):
+            rig.inferrer.step(list)
+    rig.run()
+    assert [job.state for job in rig.jobs()] == [JobState.REPORTED]
+    assert rig.fake.ran == 1
+
+
+def test_a_stop_is_no_fault_of_the_engine(rig: Rig) -> None:
+    rig.arrive(a_film())
+    rig.assembler.step()
+    rig.stopping = True
+    rig.inferrer.step(list)
+    assert [job.state for job in rig.jobs()] == [JobState.RUNNING]
+    rig.stopping = False
+    rig.run()
+    assert rig.jobs()[0].outcome is not None
+    assert rig.jobs()[0].state == JobState.REPORTED
+    assert "job_deferred" in events(rig.journal)
+
+
+@pytest.mark.promise("P6")
+def test_inputs_are_not_closed_over_an_arrival_that_was_not_looked_at(ct: Rig) -> None:
+    slices = axial("1.2.3.4", 3, 3.0)
+    ct.arrive(*slices[:2])
+    ct.assembler.step()
+    ct.arrive(slices[2])
+    ct.close_series()
+    (job,) = jobs.unfinished(ct.journal, JobState.WAITING)
+    digest = jobs.digest_of(jobs.inputs(ct.journal, job, "1.2.3.4"))
+    assert not jobs.close_inputs(ct.journal, job, "1.2.3.4", digest, Evidence.COUNT)
+    ct.assembler.step()
+    (job,) = jobs.unfinished(ct.journal, JobState.READY)
+    assert len(jobs.inputs(ct.journal, job)) == 3
+
+
+def test_of_a_study_the_series_that_the_engine_can_take_is_read(ct: Rig) -> None:
+    scout = axial("1.2.3.9", 1, 0.6, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], ConvolutionKernel="T20s")
+    belly = axial("1.2.3.8", 25, 1.5, BodyPartExamined="ABDOMEN", ConvolutionKernel="B70f")
+    lungs = axial("1.2.3.4", 25, 5.0, ConvolutionKernel="B30f")
+    ct.arrive(*scout, *belly, *lungs)
+    ct.assembler.step()
+    ct.close_series()
+    ct.assembler.step()
+    (job,) = jobs.unfinished(ct.journal, JobState.READY)
+    assert job.series_instance_uid == "1.2.3.4"
+
+
+@pytest.mark.promise("P6")
+def test_one_unreadable_image_does_not_silence_a_study(ct: Rig) -> None:
+    slices = axial("1.2.3.4", 5, 3.0)
+    ct.arrive(*slices[:2])
+    ct.number += 1
+    broken = ct.place(f"received/000000/{ct.number:09d}.dcm")
+    broken.write_bytes(b"no DICOM at all")
+    ct.know(str(broken.relative_to(ct.folder)), broken.read_bytes(), slices[2])
+    ct.arrive(*slices[3:])
+    ct.assembler.step()
+    ct.close_series()
+    ct.run()
+    (job,) = ct.jobs()
+    assert job.outcome is not None
+    assert job.outcome.reason is Reason.UNDECODABLE
+    (report,) = ct.results()
+    assert report.PatientID == "1"
+
+
+@pytest.mark.promise("P9")
+def test_a_header_that_would_inflate_without_end_is_read_as_far_as_headers_go(rig: Rig) -> None:
+    dataset = a_film()
+    dataset.PixelData = bytes(64 << 20)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    rig.arrive(dataset)
+    tracemalloc.start()
+    rig.run()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    (report,) = rig.results()
+    assert report.PatientID == "1"
+    assert most < 32 << 20
+
+
+@pytest.mark.promise("P6")
+def test_a_new_version_of_an_engine_takes_over_what_the_old_one_owed(rig: Rig) -> None:
+    new = rig.desk.engines[0].package
+    old = replace(new, manifest=new.manifest.model_copy(update={"version": "0.0.9"}))
+    rig.put_on_duty(old)
+    rig.arrive(a_film(number=1), a_film(number=2))
+    rig.assembler.step()
+    rig.put_on_duty(new)
+    rig.run()
+    assert [(job.engine.partition("@")[2], job.state) for job in rig.jobs()] == [
+        ("0.0.9", JobState.SUPERSEDED),
+        ("0.0.9", JobState.SUPERSEDED),
+        ("0.1.0", JobState.REPORTED),
+        ("0.1.0", JobState.REPORTED),
+    ]
+    assert len(rig.results()) == 2
+
+
+@pytest.mark.promise("P6")
+def test_what_was_reported_before_the_last_result_is_no_reason_to_stay_silent(ct: Rig) -> None:
+    (one,) = axial("1.2.3.4", 1, 3.0)
+    (other,) = axial("1.2.3.5", 1, 3.0)
+    outcome = None
+    for revision, (series, arriving) in enumerate([("1.2.3.4", one), ("1.2.3.5", other), ("1.2.3.4", None)], 1):
+        if arriving is not None:
+            ct.arrive(arriving)
+        else:
+            ct.arrive(*axial("1.2.3.6", 1, 3.0))
+        ct.assembler.step()
+        job = ct.jobs()[-1]
+        assert job.revision == revision
+        inputs = [i for i in jobs.inputs(ct.journal, job, series) if i.series_instance_uid == series]
+        assert jobs.close_inputs(ct.journal, job, series, jobs.digest_of(inputs), Evidence.SILENCE)
+        ready = ct.jobs()[-1]
+        outcome = outcome or ct.inferrer._not_analysed(ready, Reason.QUALITY, "")
+        jobs.conclude(ct.journal, ready, Event.CONCLUDE, outcome)
+        results.report(ct.journal, ready, [], "")
+    assert [job.state for job in ct.jobs()] == [JobState.REPORTED] * 3
+
+
+@pytest.mark.promise("P6")
+def test_the_same_uid_in_two_studies_is_a_duty_in_each(rig: Rig) -> None:
+    rig.arrive(a_film())
+    rig.arrive(a_film(StudyInstanceUID="1.2.9", SeriesInstanceUID="1.2.9.4"))
+    rig.run()
+    assert [(job.study_instance_uid, job.state) for job in rig.jobs()] == [
+        ("1.2.3", JobState.REPORTED),
+        ("1.2.9", JobState.REPORTED),
+    ]
+    assert [(one.StudyInstanceUID, "PredecessorDocumentsSequence" in one) for one in rig.results()] == [
+        ("1.2.3", False),
+        ("1.2.9", False),
+    ]
+
+
+@pytest.mark.promise("P6")
+def test_a_study_that_names_two_patients_is_not_analysed(rig: Rig) -> None:
+    rig.arrive(a_film(number=1))
+    rig.arrive(a_film(number=2, PatientID="2", SeriesInstanceUID="1.2.3.5"), patient=b"q" * 32)
+    rig.run()
+    last = rig.jobs()[-1]
+    assert last.outcome is not None
+    assert last.outcome.reason is Reason.MIXED_IDENTITY
+
+
+def engines_dir(folder: Path) -> Path:
+    shutil.copytree(ENGINES / "cxr-acquisition", folder / "engines" / "cxr-acquisition")
+    return folder / "engines" / "cxr-acquisition"
+
+
+@pytest.mark.promise("P6")
+def test_an_engine_whose_files_were_altered_keeps_its_duties_and_does_not_serve(tmp_path: Path) -> None:
+    package = engines_dir(tmp_path)
+    (package / "model.onnx").write_bytes(b"altered")
+    config = Config.model_validate(
+        {"state": str(tmp_path), "engines_dir": str(package.parent), "engines": [{"id": "cxr-acquisition"}]}
+    )
+    engines, unfit = analyse._packages(config, lambda *_, **__: None)
+    assert [engine.key for engine in engines] == ["cxr-acquisition@0.1.0"]
+    assert "altered" in unfit["cxr-acquisition@0.1.0"]
+    facts: Any = analyse._facts(engines, {}, unfit)
+    assert facts["cxr-acquisition@0.1.0"] | {"reason": ""} == {
+        "serves": False,
+        "on_duty": True,
+        "publish": False,
+        "reason": "",
+    }
+
+    (package / "engine.yaml").write_text("schema: 1")
+    engines, unfit = analyse._packages(config, lambda *_, **__: None)
+    assert engines == []
+    facts = analyse._facts(engines, {}, unfit)
+    assert not facts["cxr-acquisition"]["on_duty"]
+
+
+@pytest.mark.promise("P8")
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut short", "other names", "other shape"])
+def test_a_golden_case_that_is_none_is_a_fault_of_the_engine_and_ends_nothing(
+    tmp_path: Path, rig: Rig, content: bytes | str
+) -> None:
+    folder = engines_dir(tmp_path)
+    package = replace(engine_package.load(folder), folder=folder)
+    case = folder / package.manifest.golden[0].case
+    if content == "other names":
+        np.savez(case, film=NOTHING)
+    elif content == "other shape":
+        np.savez(case, film=NOTHING, scores=np.zeros(4, np.float32))
+    else:
+        assert isinstance(content, bytes)
+        case.write_bytes(content)
+    engine = EngineOnDuty(package=package, publish=False, deadline_ms=1)
+    assert golden_fault(engine, rig.fake).startswith(f"golden case {package.manifest.golden[0].case}: ")
