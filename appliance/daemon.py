@@ -15,11 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.config import Config, load
+from appliance.disk import make_folder
 from appliance.errors import ConfigError, ScansideError
 from appliance.life import READY, Life
 from appliance.logs import configure
@@ -67,7 +68,7 @@ class Supervisor:
             self._listen()
             self._reap()
             self.notify("WATCHDOG=1")
-            if not self._told_ready and all(child.ready for child in self.children):
+            if not self._told_ready and all(child.ready or child.failures for child in self.children):
                 self._told_ready = True
                 self.notify("READY=1")
                 self.log("ready")
@@ -92,17 +93,27 @@ class Supervisor:
                 self._start(child)
 
     def _start(self, child: Child) -> None:
+        now = time.monotonic()
+        child.started = child.heard = now
+        try:
+            child.line, child.process = self._spawn(child.name)
+        except OSError as error:  # no memory or descriptors for one more: the others go on
+            self._ended(child, str(error.strerror), now)
+            return
+        self._selector.register(child.line, selectors.EVENT_READ, child)
+        self.log("started", child=child.name, pid=child.process.pid)
+
+    def _spawn(self, name: str) -> "tuple[socket.socket, subprocess.Popen[bytes]]":
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "appliance.daemon", child.name, "--config", str(self.config_path)]
-        with theirs:
-            child.process = subprocess.Popen(
+        ours.setblocking(False)
+        command = [sys.executable, "-m", "appliance.daemon", name, "--config", str(self.config_path)]
+        with theirs, ExitStack() as undo:
+            undo.push(ours)
+            process = subprocess.Popen(
                 [*command, "--life", str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
-        ours.setblocking(False)
-        child.line = ours
-        child.started = child.heard = time.monotonic()
-        self._selector.register(ours, selectors.EVENT_READ, child)
-        self.log("started", child=child.name, pid=child.process.pid)
+            undo.pop_all()
+        return ours, process
 
     def _listen(self) -> None:
         waits = [child.start_at for child in self.children if child.process is None]
@@ -132,11 +143,12 @@ class Supervisor:
             if now - child.heard > SILENT_S and child.process.poll() is None:
                 self.log("silent", child=child.name, pid=child.process.pid)
                 child.process.kill()
+                child.heard = now  # one that cannot be killed is told of now and then, not at each look
             status = child.process.poll()
             if status is not None:
                 self._ended(child, status, now)
 
-    def _ended(self, child: Child, status: int, now: float) -> None:
+    def _ended(self, child: Child, status: int | str, now: float) -> None:
         child.failures = 1 if now - child.started > STEADY_S else child.failures + 1
         wait_s = min(LAST_RESTART_S, FIRST_RESTART_S * 2.0 ** min(child.failures - 1, 16))
         self.log("ended", child=child.name, status=status, restart_in_s=wait_s)
@@ -181,7 +193,7 @@ def sole_owner(config: Config) -> Iterator[None]:
 
     The lock ends with the process that holds it, however it ends. Raises ScansideError where another one holds it.
     """
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(config.run_dir)
     fd = os.open(config.state_dir / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         try:

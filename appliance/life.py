@@ -24,11 +24,19 @@ class Life:
         self.on_stop: Callable[[], None] = lambda: None  #: wakes a main loop that waits for something else
         self._socket = socket.socket(fileno=fd) if fd is not None else None
         if self._socket is not None:
-            parent = os.getppid()
             self._socket.setblocking(False)
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it died before we asked
+            if self._is_abandoned():  # it died before we asked: its successor's processes must not meet this one
                 os.kill(os.getpid(), signal.SIGKILL)
+
+    def _is_abandoned(self) -> bool:
+        """Whether the supervisor's end of the line is gone; it never says anything."""
+        try:
+            return self._socket is not None and not self._socket.recv(1)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def stop_on_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,8 +1,11 @@
 """Log lines: one event each, stable names, no patient data: UIDs and AE titles, never names, ids or dates of people."""
 
+import io
 import logging
 import sys
 import warnings
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
 
@@ -20,10 +23,24 @@ def configure(process: str) -> structlog.stdlib.BoundLogger:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # one write a line: processes share the pipe
+        # One write a line: processes share the pipe.
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lines())),
     )
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(process=process)
     return logger
+
+
+class _Lines(io.TextIOBase):
+    """Standard error, as long as somebody takes it: who lost the log's reader goes on working."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def _silence_libraries() -> None:

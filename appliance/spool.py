@@ -9,7 +9,7 @@ acknowledged until a start has proved the disk anew (P1).
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,14 +246,14 @@ class Spool:
 
     def files(self) -> list[str]:
         """All files of this area, oldest first."""
+        return [file for files in self.walk() for file in files]
+
+    def walk(self) -> Iterator[list[str]]:
+        """The files of this area folder by folder, oldest first: there may be millions."""
         area = self.root / self._area
-        folders = sorted(entry.name for entry in os.scandir(area) if entry.is_dir())
-        return [
-            f"{self._area}/{folder}/{name}"
-            for folder in folders
-            for name in sorted(entry.name for entry in os.scandir(area / folder))
-            if name.endswith(".dcm")
-        ]
+        for folder in sorted(entry.name for entry in os.scandir(area) if entry.is_dir()):
+            names = sorted(entry.name for entry in os.scandir(area / folder))
+            yield [f"{self._area}/{folder}/{name}" for name in names if name.endswith(".dcm")]
 
     def tidy(self) -> None:
         """Remove empty folders of this area, not the newest one: the next folder's number follows from it."""

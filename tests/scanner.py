@@ -26,7 +26,7 @@ from appliance.dimse.command import Command
 from appliance.dimse.pdu import Control, Fragment, PduReader, PduType, encode_p_data, encode_release_rq
 from appliance.dimse.services import Caller, StorageHandler
 from appliance.dimse.sop_classes import VERIFICATION, storage_sop_classes
-from appliance.spool import file_head
+from appliance.file_head import file_head
 from tests.journals import CT_IMAGE, EXPLICIT, SERIES, STUDY
 from tests.waiting import eventually
 

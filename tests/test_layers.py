@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = (
     "errors",
     "model states",
-    "ports config engine_package engine_manifest engine_ops routing",
-    "journal spool wakeup life logs dimse imaging phantom",
+    "ports config engine_package engine_manifest engine_ops routing disk",
+    "journal spool file_head wakeup life logs dimse imaging phantom",
     "stages runtimes destinations scanner",
     "board watch",
     "wiring",
@@ -25,7 +25,7 @@ ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}
 #: Three modules that are one package in all but name.
 FAMILY = frozenset({"engine_package", "engine_manifest", "engine_ops"})
 ADAPTERS = ("runtimes", "destinations")
-NO_STAGES = ("desk", "traffic")  #: what stages share
+NO_STAGES = ("desk",)  #: what stages share
 
 #: Who may import a library; the names are modules or packages of ours.
 FENCES = {

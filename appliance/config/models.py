@@ -5,7 +5,6 @@ Defaults are safe: loopback only, nobody may send, nothing is published.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,13 +52,6 @@ class Peer(_Options):
     address: values.PeerNetwork = Field(description="IP address of the device, or its network in CIDR form")
     slots: int = Field(default=2, ge=0, le=1_024, description="associations kept free for this device")
 
-    def admits(self, calling_ae: str, address: str) -> bool:
-        """Whether an association under this title from this IP address is this peer's."""
-        ip = ip_address(address)
-        if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
-            ip = ip.ipv4_mapped
-        return calling_ae.strip(" ") == self.ae_title and ip in self.address
-
 
 class Receive(_Options):
     """Our listener."""
@@ -74,10 +66,6 @@ class Receive(_Options):
     associations_per_peer: int = Field(default=16, ge=1, le=1_024, description="associations open at a time, per peer")
     idle_s: Seconds = Field(default=300, description="seconds after which a silent association is ended")
     min_rate: int = Field(default=10_000, ge=1, le=1_000_000_000, description="bytes per second inside a PDU")
-
-    def peer(self, calling_ae: str, address: str) -> Peer | None:
-        """The first peer that admits this title from this address; None for a stranger (P9)."""
-        return next((peer for peer in self.peers if peer.admits(calling_ae, address)), None)
 
 
 class Reserve(_Options):

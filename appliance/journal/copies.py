@@ -80,7 +80,7 @@ def let_go(journal: Journal, files: Collection[str]) -> set[str]:
         )
         for row in rows:
             told = json.loads(row["detail"])
-            found |= missing.intersection(told["files" if row["event"] == "copies_released" else "not_kept"])
+            found |= missing.intersection(told.get("files", told.get("not_kept", ())))
         missing -= found
         before -= LINES
     return found
@@ -130,7 +130,7 @@ def _is_needed(query: Query, instance: sqlite3.Row, now: int) -> bool:
     return bool(not looked_at or unfinished or still_open)
 
 
-def note_tick(journal: Journal) -> None:
+def note_tick(journal: Journal, *, durable: bool = False) -> None:
     """Let appliance time survive a boot although nothing happens."""
-    with journal.write(durable=False) as tx:
+    with journal.write(durable=durable) as tx:
         tx.sql("INSERT OR REPLACE INTO meta VALUES ('last_tick', ?)", (str(tx.tick),))

@@ -2,7 +2,7 @@
 
 The spool's files say what was received and what was built; which of it had been delivered is lost, so all of it is owed
 once more: at least once, never lost. Results are not made again: their files tell which job they came from. A file
-that is not whole was never acknowledged and is put aside, not deleted.
+that is not whole was cut short before it was acknowledged, or came so: it is put aside and told, for a person to judge.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.dimse.header import Part10, part10, read_header, walk_to_end
+from appliance.disk import SHORTAGE
 from appliance.errors import StoreFailed
 from appliance.file_head import read_file_head
 from appliance.journal import inbox, results
@@ -103,10 +104,17 @@ def _whole(spool: Spool, files: Sequence[str], quarantined: list[str]) -> list[A
     for file in files:
         try:
             arrivals.append(_arrival(spool, file))
-        except ValueError:
-            spool.quarantine(file)
-            quarantined.append(file)
+        except (ValueError, OSError) as error:
+            _put_aside(spool, file, error, quarantined)
     return arrivals
+
+
+def _put_aside(spool: Spool, file: str, error: Exception, quarantined: list[str]) -> None:
+    """One file that is not whole, or that the disk cannot read any more, must not cost all others."""
+    if isinstance(error, OSError) and error.errno in SHORTAGE:
+        raise error
+    spool.quarantine(file)
+    quarantined.append(file)
 
 
 def _arrival(spool: Spool, file: str) -> Arrival:
@@ -157,8 +165,7 @@ def _restored(recovery: Recovery, file: str, quarantined: list[str]) -> Restored
             size=stored.size,
             file=file,
         )
-    except (ValueError, KeyError):
-        recovery.results.quarantine(file)
-        quarantined.append(file)
+    except (ValueError, KeyError, OSError) as error:
+        _put_aside(recovery.results, file, error, quarantined)
         return None
     return Restored(result=result, story=story, owed=recovery.result_routes(story))

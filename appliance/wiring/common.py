@@ -9,6 +9,7 @@ from pathlib import Path
 from traceback import extract_tb
 
 from appliance.config import Config
+from appliance.disk import make_folder
 from appliance.errors import ScansideError, StoreFailed
 from appliance.journal.store import Journal
 from appliance.life import Life
@@ -39,7 +40,7 @@ def open_spool(config: Config, area: str) -> Spool:
 
 def open_journal(config: Config, process: str, on_full: Callable[[], bool] = lambda: False) -> Journal:
     """Raises StoreFailed."""
-    config.state_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(config.state_dir)
     return Journal(config.journal_path, process, on_full=on_full)
 
 

@@ -5,7 +5,8 @@ from appliance.config import Destination as DestinationOptions
 from appliance.destinations.dimse import DimseNode
 from appliance.destinations.folder import Folder
 from appliance.dimse.requestor import Target
-from appliance.journal import outbox
+from appliance.errors import OutOfResources
+from appliance.journal import copies, outbox
 from appliance.journal.copies import Keep, Rules
 from appliance.journal.store import Journal
 from appliance.life import Life
@@ -25,6 +26,7 @@ def run(config: Config, life: Life) -> int:
     spool = open_spool(config, "received")
     journal = open_journal(config, "forward", spool.free_reserve)
     join(spool, journal)
+    _prove(journal, log)
     bell = Bell(config.run_dir, "forward")
     if held := outbox.hold_destinations_gone(journal, [options.name for options in config.destinations]):
         log("destinations_gone", held=held)
@@ -53,6 +55,14 @@ def run(config: Config, life: Life) -> int:
     for worker in workers:
         worker.join()
     return max((worker.status for worker in workers), default=EX_OK)
+
+
+def _prove(journal: Journal, log: Log) -> None:
+    """Raises StoreFailed where nothing can be noted: what is sent then would be sent again by each start."""
+    try:
+        copies.note_tick(journal, durable=True)
+    except OutOfResources as error:  # a full journal passes, and what is sent meanwhile is remembered
+        log("journal_full", reason=str(error))
 
 
 def adapter(config: Config, options: DestinationOptions) -> Destination:

@@ -9,13 +9,15 @@ from appliance.dimse.acceptor import Acceptor, listen
 from appliance.dimse.admission import Limits, Peer, Policy
 from appliance.dimse.sop_classes import VERIFICATION, storage_sop_classes
 from appliance.journal.inbox import Routes
+from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.logs import configure
 from appliance.model import Arrival, Kind, Owed
+from appliance.spool import Spool
 from appliance.stages.receive import Inbox, Receiver
 from appliance.stages.receive.start import discard_unacknowledged, heal
 from appliance.wakeup import Bell
-from appliance.wiring.common import EX_LATCHED, EX_OK, Worker, join, open_journal, open_spool, publish_facts
+from appliance.wiring.common import EX_LATCHED, EX_OK, Log, Worker, join, open_journal, open_spool, publish_facts
 
 LOOK_EVERY_S = 1.0
 
@@ -23,25 +25,13 @@ LOOK_EVERY_S = 1.0
 def run(config: Config, life: Life) -> int:
     log = configure("receive").info
     spool = open_spool(config, "received")
-    bell = Bell(config.run_dir, "receive")
     journal = open_journal(config, "receive", spool.free_reserve)
     join(spool, journal)
-    box = Inbox(
-        journal=journal,
-        spool=spool,
-        routes=received_routes(config),
-        ring=bell.ring,
-        silence_ms=lambda modality: int(config.series.silence_for(modality) * 1000),
-        max_in_flight=config.receive.associations * 2,
-        fatal=life.stopping.set,
-        log=log,
-    )
+    box = _inbox(config, journal, spool, life, log)
     latched = bool(spool.latched())
     if not latched:
-        discard_unacknowledged(box)
-    receiver = Receiver(box)
-    if latched:
-        receiver.unproven.set()
+        discard_unacknowledged(box, life.beat)
+    receiver = Receiver(box, proven=not latched)
     listener = listen(str(config.receive.bind), config.receive.port)
     port = listener.getsockname()[1]
     publish_facts(config, "receive", {"port": port, "pid": os.getpid()})
@@ -51,7 +41,7 @@ def run(config: Config, life: Life) -> int:
     life.ready()
     if latched and not heal(box, life.stopping, life.beat):
         return EX_OK
-    receiver.unproven.clear()
+    receiver.proven.set()
     closing = Worker("closer", receiver.closer.run, life, log, receiver.failed)
     log("receiving", port=port)
     while not life.stopping.wait(LOOK_EVERY_S) and not spool.latched():  # by another process: heal, as after our own
@@ -60,11 +50,24 @@ def run(config: Config, life: Life) -> int:
     acceptor.stop()
     receiver.closer.stop()
     serving.join()
-    receiver.recorder.stop()
+    receiver.recorder.stop()  # last: running associations may still have something to record
     recording.join()
     if receiver.fatal.is_set() or spool.latched():
         return EX_LATCHED
     return max(worker.status for worker in (serving, closing, recording))
+
+
+def _inbox(config: Config, journal: Journal, spool: Spool, life: Life, log: Log) -> Inbox:
+    return Inbox(
+        journal=journal,
+        spool=spool,
+        routes=received_routes(config),
+        ring=Bell(config.run_dir, "receive").ring,
+        silence_ms=lambda modality: int(config.series.silence_for(modality) * 1000),
+        max_in_flight=config.receive.associations * 2,
+        fatal=life.stopping.set,
+        log=log,
+    )
 
 
 def received_routes(config: Config) -> Routes:

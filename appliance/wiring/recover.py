@@ -1,5 +1,7 @@
 """What `scanside recover` is made of: both areas of the spool, a new journal, and the routes of the configuration."""
 
+import os
+import pwd
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 from appliance import routing
 from appliance.config import Config
+from appliance.errors import ScansideError
 from appliance.journal import lookup
 from appliance.journal.store import Journal
 from appliance.model import Kind, Owed, Priority
@@ -24,8 +27,12 @@ class Rebuilt:
 def rebuild(config: Config, progress: Callable[[int, int], None]) -> Rebuilt:
     """Set a journal that is there aside, and make a new one from the spool. Nothing else of the appliance may run.
 
-    `progress` hears (files done, files in all). Raises StoreFailed, OutOfResources.
+    `progress` hears (files done, files in all). Raises ScansideError for another user than the appliance's, who
+    would make a journal that it cannot write; StoreFailed, OutOfResources.
     """
+    owner = config.spool_dir.stat().st_uid
+    if owner != os.geteuid():
+        raise ScansideError(f"the spool belongs to user {_name(owner)}: be that user, with sudo -u {_name(owner)}, say")
     moved = set_aside(config.journal_path)
     received = open_spool(config, "received")
     journal = open_journal(config, "recover", received.free_reserve)
@@ -43,6 +50,13 @@ def rebuild(config: Config, progress: Callable[[int, int], None]) -> Rebuilt:
     finally:
         journal.close()
     return Rebuilt(recovered=recovered, set_aside=tuple(moved))
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"#{user}"
 
 
 def _restored_routes(config: Config, journal: Journal) -> RestoredRoutes:

@@ -226,7 +226,7 @@ def test_a_failed_write_leaves_no_file_and_no_descriptor(
 
 
 @pytest.mark.promise("P1")
-def test_a_new_folder_that_could_not_be_synced_is_tried_again(tmp_path: Path) -> None:
+def test_a_new_folder_that_could_not_be_synced_is_no_shortage_and_is_synced_before_it_is_used(tmp_path: Path) -> None:
     file = script(
         tmp_path,
         """
@@ -236,7 +236,7 @@ def test_a_new_folder_that_could_not_be_synced_is_tried_again(tmp_path: Path) ->
         """,
     )
     run = traced(tmp_path, python(file, tmp_path / "spool"), calls="fsync", inject="fsync:error=ENOSPC:when=3")
-    assert run.output.split() == ["OutOfResources", "begun"]
+    assert run.output.split() == ["StoreFailed", "begun"]
     assert [_step(call) for call in run.calls] == ["sync folder", "sync spool", "sync received", "sync received"]
 
 

@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from appliance import config
 from appliance.config.models import Config
 from appliance.config.outline import outline
+from appliance.dimse.association import AssociateRequest, ProposedContext, decode_request, encode_request
+from appliance.dimse.sop_classes import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
 from appliance.errors import ConfigError
 from appliance.model import Kind, Priority
+from appliance.wiring.receive import _policy
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "config" / "scanside.yaml"
@@ -169,8 +172,11 @@ def test_it_is_frozen() -> None:
     ],
 )
 def test_a_peer_is_known_by_title_and_address(tmp_path: Path, title: str, address: str, admitted: bool) -> None:
-    peers = peer("CT01") + "    - {ae_title: DX01, address: 198.51.100.0/24}\n"
-    assert (load_text(tmp_path, peers).receive.peer(title, address) is not None) is admitted
+    policy = _policy(load_text(tmp_path, peer("CT01") + "    - {ae_title: DX01, address: 198.51.100.0/24}\n"))
+    verification = ProposedContext(id=1, abstract_syntax=VERIFICATION, transfer_syntaxes=(IMPLICIT_VR_LITTLE_ENDIAN,))
+    request = AssociateRequest(called_ae="SCANSIDE", calling_ae=title, contexts=(verification,))
+    rejection = policy.rejection(decode_request(encode_request(request)[6:]), address)
+    assert (rejection is None) is admitted
 
 
 def test_the_interpreter_of_a_virtual_environment_stays_a_link(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from appliance import scanner
-from appliance.scanner import MEDIA_STORAGE_DIRECTORY, NothingToSend
 from appliance.file_head import file_head
+from appliance.scanner import MEDIA_STORAGE_DIRECTORY, NothingToSend
 from tests.scanner import part10
 
 

@@ -101,12 +101,15 @@ def _check(header: Header, request: Command) -> None:
 class Receiver:
     """Keeps what is stored; hears of associations. Both called from many threads."""
 
-    def __init__(self, box: Inbox) -> None:
+    def __init__(self, box: Inbox, *, proven: bool = True) -> None:
+        """With `proven` False nothing is taken until `proven` is set, even if somebody removes the latch."""
         self._box = box
         self._lock = threading.Lock()
         self._open: Counter[str] = Counter()
         self.fatal = threading.Event()  #: a write or sync failed: the process must end
-        self.unproven = threading.Event()  #: the store was latched, and the disk is not proved yet
+        self.proven = threading.Event()  #: the disk takes and keeps what is written, and has been swept
+        if proven:
+            self.proven.set()
         self._rejections = Rejections(box.log)
         self.traffic = Traffic()
         self.tick = box.journal.clock.tick
@@ -129,7 +132,7 @@ class Receiver:
     def check_room(self) -> None:
         """Raises OutOfResources, and StoreFailed when not even that can be told."""
         self.check_sound()
-        if self.unproven.is_set():  # even if somebody has removed the latch: a sweep is to come
+        if not self.proven.is_set():
             raise OutOfResources("the store has failed, and is not proved yet")
         self._box.spool.check_room()
 

@@ -10,12 +10,16 @@ from appliance.stages.receive.context import Inbox
 PROVE_EVERY_S = 5.0
 
 
-def discard_unacknowledged(box: Inbox) -> None:
+def discard_unacknowledged(box: Inbox, alive: Callable[[], None] = lambda: None) -> None:
     """Start-up: remove files that never got a row, or whose row is gone. Only while nothing is being received.
 
-    Raises StoreFailed when the spool holds more than a crash can leave behind: then it is not the spool's journal.
+    Calls `alive` now and then: there may be millions to look at. Raises StoreFailed when the spool holds more than a
+    crash can leave behind: then it is not the spool's journal.
     """
-    unknown = inbox.unknown_files(box.journal, box.spool.files())
+    unknown: list[str] = []
+    for files in box.spool.walk():
+        unknown += inbox.unknown_files(box.journal, files)
+        alive()
     _check_explained(box, unknown)
     for name in unknown:
         box.spool.remove(name)
@@ -45,7 +49,7 @@ def heal(box: Inbox, stopping: threading.Event, alive: Callable[[], None]) -> bo
     while reason := box.spool.latched():
         alive()
         try:
-            _prove(box)
+            _prove(box, alive)
         except (OutOfResources, StoreFailed, OSError) as error:
             box.log("still_latched", reason=reason, now=str(error))
             if stopping.wait(PROVE_EVERY_S):
@@ -55,8 +59,8 @@ def heal(box: Inbox, stopping: threading.Event, alive: Callable[[], None]) -> bo
     return True
 
 
-def _prove(box: Inbox) -> None:
+def _prove(box: Inbox, alive: Callable[[], None]) -> None:
     if not box.journal.checkpoint(truncate=True):
         raise OutOfResources("the journal is being read: its WAL cannot be truncated")
-    discard_unacknowledged(box)
+    discard_unacknowledged(box, alive)
     box.spool.prove()
