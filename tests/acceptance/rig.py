@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FULL = os.environ.get("SCANSIDE_FULL") == "1"
 START_S = 40.0
 STOP_S = 40.0
+ANSWER_S = 90.0  # that a scanner waits, on a slow line too
 SCANNER = "CT01"
 PROBE = "PROBE"  # asks for C-ECHO only, so that its associations say nothing of the scanner's series
 PROCESSES = ("receive", "analyse", "forward")
@@ -339,7 +340,7 @@ class Scanner:
     seconds: list[float] = field(default_factory=list)  #: from the last byte's way out to the answer, of each success
 
     def associate(self, items: Sequence[Part10]) -> RequestedAssociation:
-        target = self.appliance.target()
+        target = self.appliance.target(timeout_s=ANSWER_S)
         return connect(replace(target, port=self.port or target.port), pairs_of(items))
 
     def send(self, paths: Sequence[Path], *, abort: bool = False, pause: Callable[[], None] = lambda: None) -> None:

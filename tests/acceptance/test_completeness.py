@@ -97,7 +97,8 @@ def concluded(site: Site, study: Study) -> bool:
     return bool(spoken) and not open_series and not unfinished and not site.appliance.owed()
 
 
-def assert_one_report_of_all(site: Site, study: Study) -> None:
+def assert_one_report_of_all(site: Site, study: Study, image_times: int = 1) -> None:
+    """And each image at the PACS, byte for byte, no more often than `image_times`."""
     eventually(lambda: concluded(site, study), SILENCE_S * 3 + SPOKEN_S, "the study is concluded and delivered")
     results = results_of(site, study)
     assert {one.times for one in results.values()} == {1}
@@ -109,7 +110,7 @@ def assert_one_report_of_all(site: Site, study: Study) -> None:
     at_pacs = {one.sop_instance_uid: one for one in site.pacs.received()}
     wanted = study.hashes()
     assert {uid: at_pacs[uid].sha256 for uid in wanted} == wanted
-    assert {at_pacs[uid].times for uid in wanted} == {1}
+    assert max(at_pacs[uid].times for uid in wanted) <= image_times
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,8 @@ def test_no_report_of_a_half_when_the_box_was_down_for_longer_than_the_silence(
     time.sleep(0.75 * SILENCE_S)  # scanners try again in their own time
     assert published(site, study) == 0
     scanner.send(order)
-    assert_one_report_of_all(site, study)
+    # What is sent again a minute after it was delivered counts as a repair, and is delivered again.
+    assert_one_report_of_all(site, study, image_times=2 if FULL else 1)
 
 
 @pytest.mark.promise("P6")
