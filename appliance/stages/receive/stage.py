@@ -16,6 +16,7 @@ from appliance.model import Arrival, Header
 from appliance.spool import Incoming
 from appliance.stages.receive.closer import Closer
 from appliance.stages.receive.context import Inbox
+from appliance.stages.receive.courtesy import BULK_FROM, WINDOW, Courtesy
 from appliance.stages.receive.recorder import Recorder
 from appliance.stages.receive.rejections import Rejections
 from appliance.stages.receive.traffic import Traffic
@@ -32,7 +33,7 @@ class _DataSet:
         self._receiver, self._caller, self._context, self._request = receiver, caller, context, request
         self._file = receiver.open_file(caller, context, request)
         receiver.traffic.begin(self, caller.calling_ae, receiver.tick())
-        self._checked = 0
+        self._checked = self._paused = 0  # bytes that were there then
         self._may_be_recorded = False
 
     def write(self, views: Sequence[memoryview]) -> None:
@@ -40,8 +41,15 @@ class _DataSet:
         if self._file.size - self._checked >= CHECK_ROOM_EVERY:  # one endless data set must not eat the reserve
             self._receiver.check_room()
             self._checked = self._file.size
+        if self._file.size > BULK_FROM and self._file.size - self._paused >= WINDOW:
+            self._receiver.courtesy.let_pass()
+            self._paused = self._file.size
 
     def finish(self) -> int:
+        with self._receiver.courtesy.committing():
+            return self._keep()
+
+    def _keep(self) -> int:
         if not self._file.size:
             raise DataSetRefused(DATA_SET_DOES_NOT_MATCH, "the data set is empty")
         header = self._header()
@@ -112,6 +120,7 @@ class Receiver:
             self.proven.set()
         self._rejections = Rejections(box.log)
         self.traffic = Traffic()
+        self.courtesy = Courtesy()
         self.tick = box.journal.clock.tick
         self.closer = Closer(box, self.traffic)
         self.recorder = Recorder(box, self._recorded)
