@@ -1,7 +1,6 @@
 """Studies to send in the latency benchmark: the real cases or the phantom, and fresh copies of them for each round."""
 
 import secrets
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
-from appliance import phantom
+from appliance import phantom, scanner
 
 REAL_CT = Path("ct/C3N-00247_LUNG3mm.tar.xz")
 REAL_CR = Path("cxr/RG1_UNCR_metastases.dcm")
@@ -28,9 +27,7 @@ def ct_case(data: Path, folder: Path) -> Case:
     """The real CT where it is there, unpacked into `folder`, else a phantom of as many slices."""
     folder.mkdir()
     if (data / REAL_CT).is_file():
-        with tarfile.open(data / REAL_CT) as archive:
-            archive.extractall(folder, filter="data")
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = [item.stored.path for item in scanner.find(data / REAL_CT, folder).items]
         return Case(what=f"real CT C3N-00247, {len(files)} slices", files=files)
     truth = phantom.write_ct(folder, seed=1, slices=PHANTOM_SLICES)
     return Case(what=f"phantom CT, {PHANTOM_SLICES} slices", files=truth.files)

@@ -4,7 +4,6 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from appliance import engine_package, phantom
+from appliance import engine_package, phantom, scanner
 from appliance.engine_package import EnginePackage
 from appliance.errors import CannotAnalyse
 from appliance.imaging import analysis, render
@@ -129,9 +128,8 @@ def test_a_slice_less_is_no_reading(lesion: Engine, ct: phantom.Truth, tmp_path:
 
 
 def unpacked(real_data: Path, name: str, folder: Path) -> list[Path]:
-    with tarfile.open(real_data / "ct" / f"{name}.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return sorted(folder.rglob("*.dcm"))
+    found = scanner.find(real_data / "ct" / f"{name}.tar.xz", folder)
+    return [item.stored.path for item in found.items]
 
 
 def test_the_mass_of_c3n_00247_is_the_first_candidate(lesion: Engine, real_data: Path, tmp_path: Path) -> None:
