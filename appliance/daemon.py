@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,9 +23,9 @@ from pathlib import Path
 from appliance.config import Config, load
 from appliance.disk import make_folder
 from appliance.errors import ConfigError, ScansideError
-from appliance.life import READY, Life
+from appliance.life import READY, Life, leave_no_core
 from appliance.logs import configure
-from appliance.wiring.common import EX_FAILED, PROCESSES
+from appliance.wiring.common import EX_FAILED, PROCESSES, without_values
 
 SILENT_S = 60.0
 FIRST_RESTART_S = 0.2
@@ -208,12 +209,29 @@ def sole_owner(config: Config) -> Iterator[None]:
         os.close(fd)
 
 
-def supervise(config_path: Path) -> int:
-    """Run the appliance until it is told to stop. Raises ConfigError, ScansideError before anything starts."""
+def supervise(config_path: Path, life: int | None = None) -> int:
+    """Run the appliance until it is told to stop, or whoever holds the other end of the socket `life` dies.
+
+    Raises ConfigError, ScansideError before anything starts.
+    """
+    leave_no_core()
+    bond = Life(life)
     config = load(config_path)
     log = configure("supervisor").info
     with sole_owner(config):
-        return Supervisor(config_path=config_path.resolve(), log=log, notify=systemd_notifier()).run()
+        status = Supervisor(config_path=config_path.resolve(), log=log, notify=systemd_notifier()).run()
+    bond.close()
+    return status
+
+
+def _tell_failures_by(log: Log) -> None:
+    """Whatever nobody catches, in any thread. Python would print the error's words: a data set's, perhaps (P10)."""
+
+    def tell(_: type[BaseException], error: BaseException, *__: object) -> None:
+        log("failed", reason=without_values(error))
+
+    sys.excepthook = tell
+    threading.excepthook = lambda failed: tell(failed.exc_type, failed.exc_value or RuntimeError())
 
 
 def main() -> int:
@@ -223,9 +241,11 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--life", type=int, help="descriptor of the supervisor's line")
     arguments = parser.parse_args()
+    leave_no_core()
     life = Life(arguments.life)
     life.stop_on_signals()
     log = configure(arguments.process).error
+    _tell_failures_by(log)
     try:
         process = importlib.import_module(f"appliance.wiring.{arguments.process}")
         return int(process.run(load(arguments.config), life))

@@ -11,6 +11,7 @@ ScansideError
 │   ├── TransientDeliveryError      again, backed off, for ever
 │   ├── ObjectRefused               will not succeed by itself: held
 │   └── DestinationRefused          the lane suspends, probes and resumes; no delivery changes state
+├── CertificateUnusable         a certificate or key of ours cannot be used: no connection without it
 ├── PackageInvalid              an engine package is not what its manifest says: not loaded
 ├── CannotAnalyse               an engine cannot take this input: "not analysed: reason"
 └── RuntimeFailed               the runtime child failed or was killed at its deadline
@@ -72,6 +73,14 @@ class ObjectRefused(DeliveryError):
 
 class DestinationRefused(DeliveryError):
     """The destination takes nothing from us (AE title, certificate, port): suspend the lane and probe."""
+
+
+class CertificateUnusable(ScansideError):
+    """A certificate or key file of ours is no use; `part` is certificate, key or ca. The text quotes no key."""
+
+    def __init__(self, part: str, reason: str) -> None:
+        super().__init__(reason)
+        self.part = part
 
 
 class PackageInvalid(ScansideError):

@@ -1,6 +1,7 @@
 """The head of a stored file: preamble and File Meta Information (PS3.10 7.1), ours on every file.
 
-It is never sent. So it may hold, for our own eyes, what `recover` must know and the data set does not say.
+It is never sent. So it may hold, for our own eyes, what `recover` must know and the data set does not say. The preamble
+holds a seal once all of the data set has been written: by it a torn file is told from one that came malformed.
 """
 
 import struct
@@ -9,13 +10,16 @@ from pathlib import Path
 
 from appliance.model import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 
+PREAMBLE = 128
+_SEALED = b"SCANSIDE"
+_SEAL = struct.Struct(">8sQ32s")  # the word, bytes of the data set, their SHA-256
 _LONGEST = 1 << 16  # bytes of group 0002 that are read back
 
 
 def file_head(
     sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, calling_ae: str, private: bytes = b""
 ) -> bytes:
-    """The preamble is zero: nothing a peer sent can be executed from it. `private` is (0002,0102)."""
+    """The preamble is zero, later our seal: nothing a peer sent can be executed from it. `private` is (0002,0102)."""
     elements = [
         _element(0x0001, b"OB", b"\x00\x01"),
         _element(0x0002, b"UI", _uid(sop_class_uid)),
@@ -31,7 +35,28 @@ def file_head(
             _element(0x0102, b"OB", _even(private, b" ")),
         ]
     group = b"".join(elements)
-    return bytes(128) + b"DICM" + _element(0x0000, b"UL", struct.pack("<I", len(group))) + group
+    return bytes(PREAMBLE) + b"DICM" + _element(0x0000, b"UL", struct.pack("<I", len(group))) + group
+
+
+def make_seal(size: int, digest: bytes) -> bytes:
+    """The first bytes of a file whose data set was written to its end: how long it is, and its SHA-256."""
+    return _SEAL.pack(_SEALED, size, digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    size: int
+    digest: bytes
+
+
+def read_seal(path: Path) -> Seal | None:
+    """None: its writer never came to the end of it, or did not seal. Raises OSError."""
+    with path.open("rb") as file:
+        start = file.read(_SEAL.size)
+    if not start.startswith(_SEALED) or len(start) < _SEAL.size:
+        return None
+    _, size, digest = _SEAL.unpack(start)
+    return Seal(size=size, digest=digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,25 @@
 
 import ctypes
 import os
+import resource
 import signal
 import socket
 import threading
 from collections.abc import Callable
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4  # prctl(2)
 BEAT_EVERY_S = 5.0
 BEAT, READY = b".", b"R"
+
+
+def leave_no_core() -> None:
+    """No core file of this process, nor of those it starts: what it holds is patient data (P10).
+
+    Not dumpable as well, because a kernel that hands cores to a program does so whatever the limit is (core(5)).
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 class Life:
@@ -37,6 +48,10 @@ class Life:
             return False
         except OSError:
             return True
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
 
     def stop_on_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

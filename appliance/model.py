@@ -49,6 +49,13 @@ class Evidence(StrEnum):
     RELEASE = "release"  #: associations released and the geometry is closed: provisional only
 
 
+class Commitment(StrEnum):
+    """What our word means when a peer asks whether we answer for its images (storage commitment)."""
+
+    CUSTODY = "custody"  #: we hold it durably, or have delivered it
+    DELIVERED = "delivered"  #: every destination it is owed to has it
+
+
 class Conclusion(StrEnum):
     FINDING = "finding"
     NO_FINDING = "no_finding"
@@ -67,6 +74,7 @@ class Reason(StrEnum):
     MIXED_IDENTITY = "mixed_identity"  #: more than one patient in a study
     ENGINE_FAILED = "engine_failed"  #: crashed, out of memory, or nonsense output
     NO_ENGINE = "no_engine"  #: package invalid or no runtime
+    NO_ROOM = "no_room"  #: the disk's room is kept for images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +269,27 @@ class Delivery:
     transfer_syntax_uid: str
     file: str
     size: int
+
+
+Reference = tuple[str, str]  #: (SOP class UID, SOP Instance UID)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentReport:
+    """What is told to a peer that asked for storage commitment (PS3.4 J.3.3)."""
+
+    transaction_uid: str
+    from_ae: str  #: our AE title, as the peer knows us
+    committed: tuple[Reference, ...]
+    failed: tuple[tuple[Reference, int], ...]  #: with the Failure Reason (0008,1197)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerformedSeries:
+    """A series that a performed procedure step says it made."""
+
+    series_instance_uid: str
+    sop_instance_uids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

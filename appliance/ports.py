@@ -8,6 +8,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.model import CommitmentReport
+
 Array = NDArray[np.generic]
 
 
@@ -54,6 +56,17 @@ class Destination(Protocol):
 
     def probe(self) -> None:
         """Ask whether it would take something from us now (C-ECHO, say). Raises as `open`."""
+        ...
+
+
+class ReportTaker(Protocol):
+    """A peer that asked what we answer for, and is told. Knows no journal."""
+
+    def report(self, report: CommitmentReport) -> int:
+        """Tell it; returns the status of its answer, 0 where it has taken the report.
+
+        Raises DeliveryError. May be called again with the same report: telling is at least once.
+        """
         ...
 
 

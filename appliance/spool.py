@@ -1,14 +1,15 @@
 """The spool: what we hold, as plain Part 10 files a technician can copy out by hand.
 
-A file has its final name, a counter, from its first byte; it is written once and never changed. It counts only once
-the journal has a row for it: a file without one was never acknowledged and is swept at start. Durable means data
-synced, then the directory entry. A failed sync is final: the latch is set, all processes see it, nothing is
-acknowledged until a start has proved the disk anew (P1).
+A file has its final name, a counter, before its first byte; it is written once and never changed. It counts only once
+the journal has a row for it: a file without one was never acknowledged and is swept at start. Durable means that the
+directory entry is synced, of some files together before they are needed, and then the data. A failed sync is final:
+the latch is set, all processes see it, nothing is acknowledged until a start has proved the disk anew (P1).
 """
 
 import hashlib
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Incoming:
     """One file while it is written. `finish` makes it durable; `discard` forgets it."""
 
     def __init__(self, folder: Path, name: str, head: bytes) -> None:
+        """`name`: of a file that is there, empty, its directory entry durable."""
         self.name = name
         self.size = 0
         self._path = folder / name
@@ -45,7 +47,7 @@ class Incoming:
         self.data_set_offset = len(head)
         self._fd = -1
         try:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
             write_all(self._fd, [memoryview(head)])
         except OSError as error:
             if self._fd >= 0:
@@ -82,19 +84,20 @@ class Incoming:
             raise StoreFailed(f"cannot write {self.name}: {error.strerror}") from error
         self._waited, self._flushed = self._flushed, self.size
 
-    def finish(self) -> None:
-        """Data, then directory entry, on disk. Raises StoreFailed: final, never retried. OutOfResources: not begun."""
+    def seal(self, start: bytes) -> None:
+        """Write over the start of the head with what is known only once all data is there. Raises as `write`."""
         try:
-            folder = os.open(self._path.parent, FOLDER)
+            os.pwrite(self._fd, start, 0)
         except OSError as error:
-            raise refusal(error, f"cannot sync {self.name}") from error
+            raise refusal(error, f"cannot write {self.name}") from error
+
+    def finish(self) -> None:
+        """The data on disk, where its directory entry is already. Raises StoreFailed: final, never retried."""
         try:
             os.fdatasync(self._fd)
-            os.fsync(folder)
         except OSError as error:
             raise StoreFailed(f"cannot sync {self.name}: {error.strerror}") from error
         finally:
-            os.close(folder)
             self._close()
 
     def discard(self) -> None:
@@ -112,7 +115,8 @@ class Incoming:
 class Spool:
     """One writer's area of the spool (`area` keeps two writing processes from meeting in one counter)."""
 
-    def __init__(self, root: Path, area: str, reserve: Reserve) -> None:
+    def __init__(self, root: Path, area: str, reserve: Reserve, ahead: int = 1) -> None:
+        """`ahead`: how many files are made at a time, empty, before they are needed: one sync of their folder."""
         self.root = root
         self._area = area
         self._limits = reserve
@@ -123,33 +127,64 @@ class Spool:
         # Each start begins a new folder: a name is never used twice, not even when all of a folder's files were let go.
         self._next = (_last_folder(root / area) + 1) * FILES_PER_FOLDER
         self._folder = ""  # the newest one that is known to be durable
+        self._ahead = ahead
+        self._made: deque[str] = deque()
 
     def path(self, file: str) -> Path:
         return self.root / file
 
     def begin(self, head: bytes) -> Incoming:
         """Open the next file, its first bytes `head` (preamble and File Meta). One thread at a time."""
-        number = self._next
-        self._next += 1
-        folder = f"{self._area}/{number // FILES_PER_FOLDER:06d}"
-        if folder != self._folder:
-            self._make(folder)
-        return Incoming(self.root, f"{folder}/{number:09d}.dcm", head)
+        if not self._made:
+            self._make_files()
+        return Incoming(self.root, self._made.popleft(), head)
 
-    def _make(self, folder: str) -> None:
-        """A new folder is durable before a file in it is. A sync that failed is final here, too."""
+    def _make_files(self) -> None:
+        """Make the next files, empty, and their entries durable: each then needs but one sync, of its data."""
+        folder = f"{self._area}/{self._next // FILES_PER_FOLDER:06d}"
+        if folder != self._folder:
+            self._make_folder(folder)
+        left = FILES_PER_FOLDER - self._next % FILES_PER_FOLDER
+        made: list[str] = []
+        try:
+            while len(made) < min(self._ahead, left):
+                name = f"{folder}/{self._next:09d}.dcm"
+                self._next += 1
+                os.close(os.open(self.root / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640))
+                made.append(name)
+        except OSError as error:
+            if not made:
+                raise refusal(error, f"cannot make a file in {folder}") from error
+        self._sync(folder)
+        self._made.extend(made)
+
+    def close(self) -> None:
+        """Take the files away that were made and not needed. One thread at a time, as `begin`."""
+        while self._made:
+            with suppress(OSError):
+                self.path(self._made.popleft()).unlink()
+
+    def _make_folder(self, folder: str) -> None:
+        """A new folder is durable before a file in it is."""
         try:
             (self.root / folder).mkdir(exist_ok=True)
-            area = os.open(self.root / self._area, FOLDER)
         except OSError as error:
             raise refusal(error, f"cannot make {folder}") from error
+        self._sync(self._area)
+        self._folder = folder
+
+    def _sync(self, folder: str) -> None:
+        """Raises OutOfResources where it was not begun; a sync that failed is final."""
         try:
-            os.fsync(area)
+            fd = os.open(self.root / folder, FOLDER)
+        except OSError as error:
+            raise refusal(error, f"cannot sync {folder}") from error
+        try:
+            os.fsync(fd)
         except OSError as error:
             raise StoreFailed(f"cannot sync {folder}: {error.strerror}") from error
         finally:
-            os.close(area)
-        self._folder = folder
+            os.close(fd)
 
     def check_room(self) -> None:
         """Raises OutOfResources when something must not be accepted now: latched, or below the reserve (P5).
@@ -158,11 +193,29 @@ class Spool:
         """
         if reason := self.latched():
             raise OutOfResources(f"the store has failed and waits for a restart: {reason}")
+        if shortage := self.shortage():
+            raise OutOfResources(shortage)
+
+    def shortage(self) -> str:
+        """What the reserve lacks, or "". Raises StoreFailed when not even that can be told."""
         room = self._room()
         if room.f_bavail * room.f_frsize < self._limits.free_bytes:
-            raise OutOfResources(f"only {room.f_bavail * room.f_frsize >> 20} MB free, the reserve is more")
+            return f"only {room.f_bavail * room.f_frsize >> 20} MB free, the reserve is more"
         if room.f_files and room.f_favail < self._limits.free_inodes:
-            raise OutOfResources(f"only {room.f_favail} inodes free, the reserve is more")
+            return f"only {room.f_favail} inodes free, the reserve is more"
+        return ""
+
+    def check_scratch(self, size: int) -> None:
+        """Raises OutOfResources where so many bytes of scratch, beside the spool, would crowd out images (P2, P5).
+
+        Half of what is free above the reserve is for what is received meanwhile. Raises StoreFailed as `shortage`.
+        """
+        if shortage := self.shortage():
+            raise OutOfResources(shortage)
+        room = self._room()
+        above = room.f_bavail * room.f_frsize - self._limits.free_bytes
+        if size > above // 2:
+            raise OutOfResources(f"{size >> 20} MB are wanted, half of {above >> 20} MB above the reserve is less")
 
     def _room(self) -> os.statvfs_result:
         try:
@@ -186,8 +239,18 @@ class Spool:
         except OSError as error:
             return f"the spool cannot be read: {error.strerror}"
 
-    def prove(self) -> None:
-        """Write, sync and remove a probe file; then lift the latch. Raises StoreFailed."""
+    def latched_at(self) -> int:
+        """Tells a latch from one that is set later; 0: there is none. Raises OSError."""
+        try:
+            return self._latch.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def prove(self, latched_at: int) -> None:
+        """Write, sync and remove a probe file; then lift the latch, if it is still the one of `latched_at`.
+
+        Raises StoreFailed; so, too, where a process has set another one since: what failed then is not proved.
+        """
         probe = self.root / "probe"
         try:
             fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
@@ -198,9 +261,24 @@ class Spool:
                 os.close(fd)
             probe.unlink()
             sync_folder(self.root)
-            self._latch.unlink(missing_ok=True)  # last: a proof that failed half way must not lift it
+            again = latched_at and not self._lift(latched_at)  # last: a proof that failed half way lifts nothing
         except OSError as error:
             raise StoreFailed(f"the probe write failed: {error.strerror}") from error
+        if again:
+            raise StoreFailed(f"meanwhile a write failed again: {self.latched()}")
+
+    def _lift(self, latched_at: int) -> bool:
+        """False: it is another latch. Moved away first: one that is set from then on is a new file, and stays."""
+        lifted = self._latch.with_name("lifted")
+        try:
+            self._latch.rename(lifted)
+        except FileNotFoundError:  # a person was quicker
+            return True
+        if lifted.stat().st_mtime_ns != latched_at:
+            lifted.rename(self._latch)
+            return False
+        lifted.unlink()
+        return True
 
     def keep_reserve(self) -> None:
         """Hold back space for the journal, unless that would take what must stay free. To be called now and then."""

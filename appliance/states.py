@@ -35,6 +35,22 @@ class DeliveryState(StrEnum):
     ABANDONED = "abandoned"  #: given up by a named person, with a reason
 
 
+class StepState(StrEnum):
+    """A performed procedure step as its modality tells it; the values are DICOM's (0040,0252)."""
+
+    IN_PROGRESS = "IN PROGRESS"
+    COMPLETED = "COMPLETED"
+    DISCONTINUED = "DISCONTINUED"
+
+
+class ReportState(StrEnum):
+    """How far the answer to a commitment request has come."""
+
+    ASKED = "asked"  #: the promise to report is given
+    JUDGED = "judged"  #: what will be reported is settled
+    REPORTED = "reported"  #: the peer has taken the report
+
+
 class Event(StrEnum):
     EVIDENCE = "evidence"
     INSTANCE_ARRIVED = "instance_arrived"
@@ -52,6 +68,10 @@ class Event(StrEnum):
     REFUSE = "refuse"
     REQUEUE = "requeue"
     ABANDON = "abandon"
+    COMPLETE = "complete"
+    DISCONTINUE = "discontinue"
+    JUDGE = "judge"
+    REPORT_TAKEN = "report_taken"
 
 
 S = TypeVar("S", bound=StrEnum)
@@ -120,6 +140,29 @@ DELIVERY = Machine(
     final=frozenset({_D.COMMITTED, _D.ABANDONED}),
 )
 
+#: Owned by receive, which only takes down what modalities say.
+STEP = Machine(
+    name="step",
+    initial=StepState.IN_PROGRESS,
+    steps={
+        (StepState.IN_PROGRESS, Event.COMPLETE): StepState.COMPLETED,
+        (StepState.IN_PROGRESS, Event.DISCONTINUE): StepState.DISCONTINUED,
+    },
+    final=frozenset({StepState.COMPLETED, StepState.DISCONTINUED}),
+)
+
+#: Born asked by receive, owned by forward.
+REPORT = Machine(
+    name="report",
+    initial=ReportState.ASKED,
+    steps={
+        (ReportState.ASKED, Event.JUDGE): ReportState.JUDGED,
+        (ReportState.JUDGED, Event.REPORT_TAKEN): ReportState.REPORTED,
+    },
+    final=frozenset({ReportState.REPORTED}),
+)
+
+#: Of what this appliance is for; the two above are courtesies to modalities.
 MACHINES: tuple[Machine[Any], ...] = (SERIES, JOB, DELIVERY)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from appliance.dimse import command as dimse
-from appliance.dimse.acceptor import Acceptor, Observer, listen
+from appliance.dimse.acceptor import Acceptor, Observer
 from appliance.dimse.admission import Limits, Peer, Policy
 from appliance.dimse.association import (
     AssociateAccept,
@@ -23,8 +23,9 @@ from appliance.dimse.association import (
     encode_request,
 )
 from appliance.dimse.command import Command
+from appliance.dimse.doors import Door, Guard, listen
 from appliance.dimse.pdu import Control, Fragment, PduReader, PduType, encode_p_data, encode_release_rq
-from appliance.dimse.services import Caller, StorageHandler
+from appliance.dimse.services import Caller, Services, StorageHandler
 from appliance.dimse.sop_classes import VERIFICATION, storage_sop_classes
 from appliance.file_head import file_head
 from tests.journals import CT_IMAGE, EXPLICIT, SERIES, STUDY
@@ -187,13 +188,18 @@ class Listening:
 
 @contextmanager
 def listening(
-    handler: StorageHandler, observer: Observer, limits: Limits = LIMITS, peers: Sequence[Peer] = (CT01,)
+    handler: StorageHandler | Services,
+    observer: Observer,
+    limits: Limits = LIMITS,
+    peers: Sequence[Peer] = (CT01,),
+    guard: Guard | None = None,
 ) -> Iterator[Listening]:
     """An acceptor on a free port of this machine, served by a thread, ended on leaving."""
     listener = listen("127.0.0.1", 0)
+    services = handler if isinstance(handler, Services) else Services(storage=handler)
     served = storage_sop_classes() | {VERIFICATION}
     policy = Policy(ae_title="SCANSIDE", any_called_ae=False, peers=peers, accepts=served.__contains__)
-    acceptor = Acceptor(listener, policy, limits, handler, observer)
+    acceptor = Acceptor([Door(listener=listener, guard=guard)], policy, limits, services, observer)
     thread = threading.Thread(target=acceptor.serve, name="acceptor", daemon=True)
     thread.start()
     try:

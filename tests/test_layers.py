@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Low to high. A module imports only from a lower row, or from its own package.
 ROWS = (
     "errors",
-    "model states",
+    "model states certificates",
     "ports config engine_package engine_manifest engine_ops routing disk",
     "journal spool file_head wakeup life logs dimse imaging phantom",
     "stages runtimes destinations scanner",

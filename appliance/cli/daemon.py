@@ -1,11 +1,14 @@
 """run, check: the appliance as a whole."""
 
+from typing import Annotated
+
 import typer
 
 from appliance import daemon
-from appliance.cli.opening import WRONG, ConfigOption, JsonOption, config_path, load_config, teaching
+from appliance.cli.opening import WRONG, ConfigOption, JsonOption, config_path, teaching
 from appliance.cli.tables import Output, complain, plural
-from appliance.config import Config, EngineMode
+from appliance.config import Config, EngineMode, Peer, Receive
+from appliance.config.examination import examine
 from appliance.errors import ConfigError
 
 app = typer.Typer(rich_markup_mode=None)
@@ -17,14 +20,17 @@ app = typer.Typer(rich_markup_mode=None)
         failed="it could not run: another one runs on the same state folder, say",
     )
 )
-def run(config: ConfigOption = None) -> None:
+def run(
+    config: ConfigOption = None,
+    life: Annotated[int | None, typer.Option("--life", hidden=True, help="Descriptor of whoever it ends with.")] = None,
+) -> None:
     """Run the appliance, until it is told to stop.
 
     It starts one process each for receiving, analysing and forwarding, and starts them anew when they end. Ctrl-C or
     SIGTERM ends it; nothing that was acknowledged to a scanner is lost by that, nor by pulling the plug. Log lines go
     to standard error.
     """
-    raise typer.Exit(daemon.supervise(config_path(config)))
+    raise typer.Exit(daemon.supervise(config_path(config), life))
 
 
 @app.command(
@@ -37,32 +43,48 @@ def run(config: ConfigOption = None) -> None:
 def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check a configuration file: every error at once.
 
-    Each error is one line, `file:line: key: reason`, with a guess at what was meant. Nothing is started or changed.
+    Each error is one line, `file:line: key: reason`, with a guess at what was meant. Certificates and keys are read,
+    too; those that systemd gives to the service alone are named. Nothing is started or changed.
     """
     output = Output(as_json=as_json)
     path = config_path(config)
     try:
-        loaded = load_config(path)
+        examined = examine(path)
     except ConfigError as error:
-        output.document({"ok": False, "file": str(path), "errors": error.messages})
+        output.document({"ok": False, "file": str(path), "errors": error.messages, "remarks": []})
         if not as_json:
             complain(*error.messages, f"{path}: {plural(len(error.messages), 'error')}")
         raise typer.Exit(WRONG) from None
-    output.document({"ok": True, "file": str(path), "errors": []})
+    output.document({"ok": True, "file": str(path), "errors": [], "remarks": list(examined.remarks)})
     output.line(f"{path}: correct")
-    for line in _meaning(loaded):
+    for line in _meaning(examined.config):
         output.line(f"  {line}")
+    for line in examined.remarks:
+        output.line(line, style="yellow")
 
 
 def _meaning(config: Config) -> list[str]:
     """What the file comes to, in words: a correct file may still not be what was meant."""
-    peers = ", ".join(f"{peer.ae_title} from {peer.address}" for peer in config.receive.peers)
+    receive = config.receive
+    peers = ", ".join(_who(peer) for peer in receive.peers)
     engines = ", ".join(f"{one.id} ({one.mode})" for one in config.engines if one.mode is not EngineMode.OFF)
     destinations = ", ".join(f"{one.name} ({'+'.join(one.takes)})" for one in config.destinations)
     return [
-        f"listens as {config.ae_title} on {config.receive.bind} port {config.receive.port}",
+        f"listens as {config.ae_title} on {receive.bind} port {receive.port}{_protection(receive)}",
         f"may send: {peers or 'nobody (receive.peers is empty)'}",
         f"engines: {engines or 'none'}",
         f"sends on to: {destinations or 'nobody (destinations is empty): what arrives is held'}",
         f"keeps its data in {config.state_dir}",
     ]
+
+
+def _who(peer: Peer) -> str:
+    return f"{peer.ae_title} from {peer.address}" + (f" as {peer.certificate}" if peer.certificate else "")
+
+
+def _protection(receive: Receive) -> str:
+    if receive.tls is None:
+        return ", not encrypted"
+    plain = f"; port {receive.unencrypted_port} is not encrypted: {receive.unencrypted_reason}"
+    certificates = f"client certificates: {receive.tls.client_certificates}"
+    return f", {receive.tls.minimum_version} or newer, {certificates}{plain if receive.unencrypted_port else ''}"

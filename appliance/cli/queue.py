@@ -28,7 +28,7 @@ from appliance.journal.store import Journal
 from appliance.model import Delivery, Instance, Owed, Priority
 from appliance.states import DeliveryState
 
-PAGE = 500
+PAGE = 200  # a transaction of so many holds the appliance up for some milliseconds
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -149,14 +149,14 @@ class _Desk:
     by: str
 
 
-def _wanted(journal: Journal, delivery_id: int | None) -> Iterator[Delivery]:
+def _wanted(journal: Journal, delivery_id: int | None) -> Iterator[Sequence[Delivery]]:
     """The one, or all that are held, a page at a time: each page is asked for after the one before was dealt with."""
     if delivery_id is not None:
-        yield _known(journal, delivery_id)
+        yield [_known(journal, delivery_id)]
         return
     after = 0
     while page := outbox.list_deliveries(journal, DeliveryState.HELD, PAGE, after):
-        yield from page
+        yield page
         after = page[-1].id
 
 
@@ -164,34 +164,34 @@ def _held_count(journal: Journal) -> int:
     return sum(one.count for one in overview(journal).owed if one.state == DeliveryState.HELD)
 
 
-def _requeue(desk: _Desk, wanted: Iterator[Delivery], total: int, output: Output) -> _Requeued:
-    done = _Requeued()
+def _requeue(desk: _Desk, wanted: Iterator[Sequence[Delivery]], total: int, output: Output) -> _Requeued:
+    """Each page in a transaction of its own: the appliance writes between them."""
+    done, count = _Requeued(), 0
     with output.progress("queueing again") as tell:
-        for count, one in enumerate(wanted, 1):
-            done.note(one.id, _requeue_one(desk, one))
+        for page in wanted:
+            owed = {one.id: _owed_again(desk.config, desk.journal, one) for one in page}
+            may = {key: found for key, found in owed.items() if not isinstance(found, str)}
+            queued = outbox.requeue(desk.journal, may, desk.by) if may else set()
+            for key, found in owed.items():
+                why_not = found if isinstance(found, str) else "is not held any more"
+                done.note(key, "" if key in queued else why_not)
+            count += len(page)
             tell(count, total)
     return done
 
 
-def _requeue_one(desk: _Desk, one: Delivery) -> str:
-    """Why it is not queued again, or ""."""
+def _owed_again(config: Config, journal: Journal, one: Delivery) -> Sequence[Owed] | str:
+    """Where what was unrouted is owed now, nothing for others; or why it cannot be queued again, in words."""
     if one.state != DeliveryState.HELD:
         return f"is {one.state}, not held"
-    if one.destination == outbox.UNROUTED:
-        return _reroute(desk, one)
-    if desk.config.destination(one.destination) is None:
-        return f"the configuration has no destination {one.destination}: put it back, or abandon this"
-    return "" if outbox.requeue(desk.journal, one.id, desk.by) else "is not held any more"
-
-
-def _reroute(desk: _Desk, one: Delivery) -> str:
-    instance = lookup.instance(desk.journal, one.instance_id)
+    if one.destination != outbox.UNROUTED:
+        known = config.destination(one.destination) is not None
+        return () if known else f"the configuration has no destination {one.destination}: put it back, or abandon this"
+    instance = lookup.instance(journal, one.instance_id)
     if instance is None:
         return "its instance is unknown"
-    names = [owed.destination for owed in _owed_now(desk.config, instance) if not owed.held]
-    if not names:
-        return "still no destination takes it: see destinations in the configuration"
-    return "" if outbox.reroute(desk.journal, one.id, names, desk.by) else "is not held any more"
+    owed = [each for each in _owed_now(config, instance) if not each.held]
+    return owed or "still no destination takes it: see destinations in the configuration"
 
 
 def _owed_now(config: Config, instance: Instance) -> Sequence[Owed]:

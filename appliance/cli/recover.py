@@ -31,8 +31,8 @@ def recover(
 
     For when the journal is gone or broken and the images are still there. A journal that is there is set aside, never
     deleted. Then everything in the spool is owed to its destinations once more: they will get objects that they may
-    have already. Files that are not whole were never acknowledged to a scanner, and are put aside. Stop the appliance
-    first.
+    have already. What came malformed is kept and delivered as it came; files whose end is missing were never
+    acknowledged to a scanner, and are put aside. Stop the appliance first.
     """
     loaded, output = load_config(config), Output(as_json=as_json)
     if not loaded.spool_dir.is_dir():
@@ -47,7 +47,7 @@ def recover(
     if done.repeats:
         output.line(f"{plural(done.repeats, 'file')} twice in the spool: one copy removed")
     for file in done.quarantined:
-        output.line(f"put aside, not whole: {file}")
+        output.line(f"put aside, its end is missing: {file}")
     for path in rebuilt.set_aside:
         output.line(f"the journal that was there: {path}")
     output.line("Now start the appliance.")

@@ -8,16 +8,21 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from appliance.certificates import Validity
 from appliance.cli.opening import open_journal
 from appliance.cli.tables import plural, size_of, span_of
 from appliance.config import Config, EngineMode
 from appliance.errors import OutOfResources, StoreFailed
+from appliance.journal import intake
+from appliance.journal.identity import AlarmEvent
+from appliance.journal.intake import Intake
 from appliance.journal.overview import Overview, Owed, overview
 from appliance.wakeup import is_listening
-from appliance.wiring.common import MB, PROCESSES
+from appliance.wiring.common import HOUR_MS, MB, PROCESSES
 
 WAL_ALARM = 64 * MB
 WITHOUT = {
@@ -39,8 +44,10 @@ class Attention:
 class Disk:
     free_bytes: int
     reserve_bytes: int
-    free_inodes: int
+    free_inodes: int  #: -1: the file system has none
     reserve_inodes: int
+    held_bytes: int  #: of images and results
+    lasts_h: float | None  #: hours for which it would do if nothing went out any more; None: not known yet
 
     @property
     def refusing(self) -> bool:
@@ -50,8 +57,9 @@ class Disk:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     processes: Mapping[str, bool]
-    port: int  #: of the listener; 0: not listening
+    receive: Mapping[str, Any]  #: {port, tls, unencrypted_port, unencrypted_reason, rejections}, see wiring.receive
     lanes: Mapping[str, Any]  #: destination -> {state, reason}
+    reports: Mapping[str, Any]  #: AE title that asked for storage commitment -> {state, reason}
     engines: Mapping[str, Any]  #: id@version -> {serves, publish, reason}
     engines_told: bool  #: whether the analyse process has verified its engines yet
     latched: str  #: why nothing may be stored any more, or ""
@@ -60,6 +68,11 @@ class Situation:
     journal_fault: str  #: why the journal cannot be read, or ""
     wal_bytes: int
     clock_implausible: bool
+
+    @property
+    def port(self) -> int:
+        """Of the listener; 0: not listening."""
+        return int(self.receive.get("port", 0))
 
     @property
     def running(self) -> bool:
@@ -73,12 +86,13 @@ def look(config: Config) -> Situation:
     book = _journal(config)
     return Situation(
         processes=processes,
-        port=int((_facts(config, "receive") or {}).get("port", 0)) if processes["receive"] else 0,
+        receive=(_facts(config, "receive") or {}) if processes["receive"] else {},
         lanes=(_facts(config, "lanes") or {}) if processes["forward"] else {},
+        reports=(_facts(config, "reports") or {}) if processes["forward"] else {},
         engines=engines or {},
         engines_told=engines is not None,
         latched=_latched(config.spool_dir / "latched"),
-        disk=_disk(config),
+        disk=_disk(config, book.intake),
         journal=book.overview,
         journal_fault=book.fault,
         wal_bytes=book.wal_bytes,
@@ -91,6 +105,7 @@ class _Book:
     """What the journal says."""
 
     overview: Overview | None = None
+    intake: Intake | None = None
     fault: str = ""
     wal_bytes: int = 0
     clock_implausible: bool = False
@@ -103,6 +118,7 @@ def _journal(config: Config) -> _Book:
         with open_journal(config) as journal:
             return _Book(
                 overview=overview(journal),
+                intake=intake.look(journal),
                 wal_bytes=journal.wal_bytes(),
                 clock_implausible=journal.clock.implausible(),
             )
@@ -124,18 +140,24 @@ def _latched(latch: Path) -> str:
         return latch.read_text() or "unknown"
     except FileNotFoundError:
         return ""
+    except OSError as error:
+        return f"the spool cannot be read: {error.strerror}"
 
 
-def _disk(config: Config) -> Disk:
+def _disk(config: Config, came: Intake | None) -> Disk:
     folder = config.state_dir
     while not folder.exists():
         folder = folder.parent
     room = os.statvfs(folder)
+    free, reserve = room.f_bavail * room.f_frsize, config.reserve.free_mb * MB
+    inodes = room.f_favail - config.reserve.free_inodes if room.f_files else None
     return Disk(
-        free_bytes=room.f_bavail * room.f_frsize,
-        reserve_bytes=config.reserve.free_mb * MB,
+        free_bytes=free,
+        reserve_bytes=reserve,
         free_inodes=room.f_favail if room.f_files else -1,
         reserve_inodes=config.reserve.free_inodes,
+        held_bytes=came.held_bytes if came else 0,
+        lasts_h=came.lasts_h(free - reserve, inodes) if came else None,
     )
 
 
@@ -143,10 +165,14 @@ def attentions(config: Config, now: Situation) -> list[Attention]:
     """What is not as it should be, worst first."""
     return [
         *_store(now),
+        *_outage(config, now),
+        *_identities(now),
         *_processes(now),
         *_engines(config, now),
+        *_certificate(now, datetime.now(UTC)),
         *_lanes(config, now),
         *_held(now),
+        *_reports(config, now),
         *_oddities(now),
     ]
 
@@ -179,6 +205,19 @@ def _store(now: Situation) -> list[Attention]:
     return found
 
 
+def _outage(config: Config, now: Situation) -> list[Attention]:
+    lasts_h = now.disk.lasts_h
+    if lasts_h is None or lasts_h >= config.reserve.outage_h or now.disk.refusing:
+        return []
+    lasts, wanted = span_of(lasts_h * HOUR_MS), config.reserve.outage_h
+    return [
+        Attention(
+            what=f"the disk would do for {lasts} without any PACS, {wanted:g} h are asked for (reserve.outage_h)",
+            do="Give the state folder a larger disk, or let destinations keep_h be less.",
+        )
+    ]
+
+
 def _processes(now: Situation) -> list[Attention]:
     if not now.running:
         return [
@@ -197,6 +236,36 @@ def _processes(now: Situation) -> list[Attention]:
     ]
 
 
+def _certificate(now: Situation, clock: datetime) -> list[Attention]:
+    tls = now.receive.get("tls")
+    if not tls:
+        return []
+    validity = Validity(begins=datetime.fromisoformat(tls["begins"]), ends=datetime.fromisoformat(tls["ends"]))
+    found = []
+    if tls["fault"]:
+        what = f"the renewed certificate of receive.tls is no use, the old one is still in use: {tls['fault']}"
+        found.append(Attention(what=what, do="Put the right files there; they are used from the next association on."))
+    if complaint := validity.complaint(clock):
+        found.append(Attention(what=f"our certificate (receive.tls) {complaint}", do="Renew it; no restart is needed."))
+    return found
+
+
+def _identities(now: Situation) -> list[Attention]:
+    said = {
+        AlarmEvent.CHANGED: (
+            "PATIENT IDENTITY CHANGED after a result was sent: study {study}",
+            "The images name another patient than that result. Withdraw it in PACS; a new result will correct it.",
+        ),
+        AlarmEvent.MIXED: (
+            "PATIENT IDENTITIES MIXED: study {study} is not analysed",
+            "Its images name more than one patient: put that right at the scanner or in PACS, and send it again.",
+        ),
+    }
+    found = now.journal.alarms if now.journal is not None else ()
+    told = [(said[AlarmEvent(one.event)], one.study_instance_uid) for one in found]
+    return [Attention(what=what.format(study=study), do=do) for (what, do), study in told]
+
+
 def _engines(config: Config, now: Situation) -> list[Attention]:
     if not now.processes["analyse"] or not any(one.mode is not EngineMode.OFF for one in config.engines):
         return []
@@ -204,7 +273,7 @@ def _engines(config: Config, now: Situation) -> list[Attention]:
         return [Attention(what="AI not ready yet: the engines are being loaded and verified")]
     return [
         Attention(
-            what=f"AI OFF for {key}: {fact['reason']}",
+            what=f"AI OFF for {key}: {fact['reason']}" + (f", since {when}" if (when := fact.get("since", "")) else ""),
             do="Its studies are concluded as 'not analysed'."
             if fact.get("on_duty", True)
             else "NOBODY IS TOLD which studies it does not read: mend the package, then restart the appliance.",
@@ -238,6 +307,27 @@ def _held(now: Situation) -> list[Attention]:
             do="See `scanside deliveries --state held`; then requeue, or abandon.",
         )
         for held in owed(now, "held")
+    ]
+
+
+def _reports(config: Config, now: Situation) -> list[Attention]:
+    """Of peers that asked for storage commitment; a request that waits for its deliveries needs nobody."""
+    asking = {peer.ae_title for peer in config.receive.peers if peer.commitment}
+    found = [
+        Attention(
+            what=f"{name} does not take our storage commitment report: {fact['reason']}",
+            do="Check 'reports_to', and AE title and port on its side. We try again by ourselves.",
+        )
+        for name, fact in now.reports.items()
+        if fact["state"] == "backing off"
+    ]
+    gone = [one for one in (now.journal.commitments if now.journal is not None else ()) if one.calling_ae not in asking]
+    return found + [
+        Attention(
+            what=f"{one.calling_ae} waits for {plural(one.count, 'storage commitment report')} that we cannot send",
+            do="It asked when it had 'commitment' under receive.peers: give it that again, with 'reports_to'.",
+        )
+        for one in gone
     ]
 
 

@@ -8,8 +8,9 @@ import typer
 
 from appliance.cli.opening import FAILED, ConfigOption, JsonOption, config_path, load_config, teaching
 from appliance.cli.situation import Attention, Situation, attentions, look, owed, since
-from appliance.cli.tables import Column, Output, plural, size_of
+from appliance.cli.tables import Column, Output, plural, size_of, span_of
 from appliance.config import Config, EngineMode
+from appliance.wiring.common import HOUR_MS
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -43,9 +44,10 @@ def _document(path: Path, config: Config, now: Situation, needs: list[Attention]
         "config": str(path),
         "running": now.running,
         "processes": dict(now.processes),
-        "receive": {"ae_title": config.ae_title, "bind": str(config.receive.bind), "port": now.port},
+        "receive": {"ae_title": config.ae_title, "bind": str(config.receive.bind), "port": now.port, **_doors(now)},
         "engines": dict(now.engines),
         "lanes": dict(now.lanes),
+        "reports": dict(now.reports),
         "disk": asdict(now.disk) | {"refusing": now.disk.refusing},
         "latched": now.latched,
         "journal": asdict(now.journal) if now.journal is not None else None,
@@ -53,6 +55,11 @@ def _document(path: Path, config: Config, now: Situation, needs: list[Attention]
         "clock_implausible": now.clock_implausible,
         "attention": [asdict(need) for need in needs],
     }
+
+
+def _doors(now: Situation) -> dict[str, Any]:
+    keys = ("tls", "unencrypted_port", "unencrypted_reason", "rejections")
+    return {key: now.receive.get(key) for key in keys}
 
 
 def _print(output: Output, config: Config, now: Situation, needs: list[Attention]) -> None:
@@ -67,13 +74,14 @@ def _print(output: Output, config: Config, now: Situation, needs: list[Attention
         output.line(line)
     _print_engines(output, now)
     _print_owed(output, config, now)
+    _print_rejections(output, now)
 
 
 def _facts(config: Config, now: Situation) -> list[str]:
     up = [name for name, there in now.processes.items() if there]
     lines = [f"{config.node}: {', '.join(up) + ' running' if up else 'not running'}"]
     if now.port:
-        lines.append(f"listening as {config.ae_title} on {config.receive.bind} port {now.port}")
+        lines += _listening(config, now)
     if not config.receive.peers:
         lines.append("nobody may send: receive.peers is empty")
     if not any(one.mode is not EngineMode.OFF for one in config.engines):
@@ -81,11 +89,50 @@ def _facts(config: Config, now: Situation) -> list[str]:
     if not config.destinations:
         lines.append("nothing is sent on: destinations is empty")
     lines.append(f"disk: {size_of(now.disk.free_bytes)} free, {size_of(now.disk.reserve_bytes)} of it in reserve")
+    lines.append(_holding(now))
     if now.journal is None:
         return [*lines, "no journal" if now.journal_fault else "no journal yet: it has never run"]
     unfinished = ", ".join(f"{count} {state}" for state, count in now.journal.jobs.items()) or "none"
     stored, open_series = plural(now.journal.instances, "object"), now.journal.open_series
-    return [*lines, f"{stored} recorded so far, {open_series} series open, unfinished jobs: {unfinished}"]
+    lines.append(f"{stored} recorded so far, {open_series} series open, unfinished jobs: {unfinished}")
+    return lines + [
+        f"{one.calling_ae} waits for {plural(one.count, 'storage commitment report')},"
+        f" the oldest for {span_of(now.journal.tick - one.oldest_tick)}"
+        for one in now.journal.commitments
+    ]
+
+
+def _listening(config: Config, now: Situation) -> list[str]:
+    tls, bind = now.receive.get("tls"), config.receive.bind
+    how = f"TLS, client certificates {tls['client_certificates']}" if tls else "not encrypted"
+    lines = [f"listening as {config.ae_title} on {bind} port {now.port} ({how})"]
+    if port := now.receive.get("unencrypted_port"):
+        lines.append(f"NOT ENCRYPTED: also on {bind} port {port}: {now.receive.get('unencrypted_reason')}")
+    return lines
+
+
+def _print_rejections(output: Output, now: Situation) -> None:
+    rejections = now.receive.get("rejections") or {}
+    if rejections:
+        output.line()
+    output.table(
+        [Column("turned away because"), Column("times", right=True), Column("last"), Column("who")],
+        [
+            (reason, one["count"], _ago(now, one["last_tick"]), f"{one['calling_ae']} {one['address']}".strip())
+            for reason, one in sorted(rejections.items(), key=lambda item: -item[1]["last_tick"])
+        ],
+    )
+
+
+def _ago(now: Situation, tick: int) -> str:
+    return f"{span_of(max(0, now.journal.tick - tick))} ago" if now.journal is not None else ""
+
+
+def _holding(now: Situation) -> str:
+    held, lasts_h = f"{size_of(now.disk.held_bytes)} of images and results held", now.disk.lasts_h
+    if lasts_h is None:
+        return held
+    return f"{held}; without any PACS the disk would do for {span_of(lasts_h * HOUR_MS)} at the busiest time seen"
 
 
 def _print_engines(output: Output, now: Situation) -> None:

@@ -3,8 +3,10 @@
 from appliance.config.loader import load
 from appliance.config.models import (
     Analyse,
+    ClientCertificates,
     Config,
     Destination,
+    DestinationTls,
     DimseDestination,
     Engine,
     EngineMode,
@@ -15,13 +17,16 @@ from appliance.config.models import (
     Receive,
     Reserve,
     SeriesRules,
+    Tls,
     When,
 )
 
 __all__ = [
     "Analyse",
+    "ClientCertificates",
     "Config",
     "Destination",
+    "DestinationTls",
     "DimseDestination",
     "Engine",
     "EngineMode",
@@ -32,6 +37,7 @@ __all__ = [
     "Receive",
     "Reserve",
     "SeriesRules",
+    "Tls",
     "When",
     "load",
 ]

@@ -14,6 +14,7 @@ from appliance.config.messages import suggestion
 from appliance.config.models import Config, Peer, Receive
 from appliance.config.words import shown
 from appliance.config.yaml_lines import Document, KeyPath, Problem
+from appliance.model import Commitment
 
 Group = Mapping[str, Any]
 Found = tuple[KeyPath, str]
@@ -27,6 +28,10 @@ def cross_checks(document: Document, folder: Path) -> Iterator[Problem]:
         *_repeated(document, _entries(data, "engines"), ("id",)),
         *_repeated(document, _entries(data, "receive", "peers"), ("ae_title", "address")),
         *_slots(data),
+        *_tls(data),
+        *_commitment(data),
+        *_plain_port(data),
+        *_destination_tls(data),
         *_unknown_engines(data),
         *_unknown_senders(data),
         *_to_ourselves(data),
@@ -67,6 +72,58 @@ def _slots(data: Group) -> Iterator[Found]:
         yield ("receive", "associations"), f"the slots of all peers are {kept} together, more than {in_all}"
 
 
+def _tls(data: Group) -> Iterator[Found]:
+    receive = _group(data, "receive")
+    tls, peers = _group(receive, "tls"), list(_entries(data, "receive", "peers"))
+    required = bool(tls) and (_text(tls, "client_certificates") or "required") == "required"
+    if required and not _text(tls, "ca"):
+        yield ("receive", "tls"), "'ca' is missing: without it no client certificate can be checked"
+    for path, peer in peers:
+        name = _text(peer, "certificate")
+        if name and not required:
+            text = "receive.tls asks for none" if tls else "there is no receive.tls"
+            yield (*path, "certificate"), f"nobody looks at it: {text} (client_certificates: required)"
+        if not name and required and not _text(receive, "unencrypted_port"):
+            text = "'certificate' is missing: client certificates are required, so this device could never come in"
+            yield (*path, "ae_title"), text
+
+
+def _commitment(data: Group) -> Iterator[Found]:
+    """Reports go to an AE title, so what stands for one title must be said once, or alike."""
+    said: dict[str, tuple[str, str]] = {}
+    for path, peer in _entries(data, "receive", "peers"):
+        meaning, where, title = (_text(peer, key) for key in ("commitment", "reports_to", "ae_title"))
+        if meaning and not where:
+            yield (*path, "commitment"), "needs 'reports_to' beside it: the answer goes there, on a call of our own"
+        if where and not meaning:
+            yield (*path, "reports_to"), f"nothing is reported without 'commitment' ({' or '.join(Commitment)})"
+        if meaning == Commitment.DELIVERED and not list(_entries(data, "destinations")):
+            yield (*path, "commitment"), "'destinations' is empty: nothing could ever count as delivered"
+        if title and said.setdefault(title, (meaning, where)) != (meaning, where):
+            yield (*path, "ae_title"), f"{shown(title)} stands twice, with other commitment or reports_to"
+
+
+def _plain_port(data: Group) -> Iterator[Found]:
+    receive = _group(data, "receive")
+    port, reason = _text(receive, "unencrypted_port"), _text(receive, "unencrypted_reason")
+    if port and not reason:
+        yield ("receive", "unencrypted_port"), "needs 'unencrypted_reason' beside it: say in words why"
+    if reason and not port:
+        yield ("receive", "unencrypted_reason"), "there is no 'unencrypted_port' it could be about"
+    if port and not _group(receive, "tls"):
+        yield ("receive", "unencrypted_port"), "without 'tls' the port itself is unencrypted: there is no second one"
+    if port and port == str(_number(receive, "port", Receive)):
+        yield ("receive", "unencrypted_port"), f"{port} is the port with TLS: choose another"
+
+
+def _destination_tls(data: Group) -> Iterator[Found]:
+    for path, destination in _entries(data, "destinations"):
+        tls = _group(destination, "tls")
+        for one, other in (("certificate", "key"), ("key", "certificate")):
+            if _text(tls, one) and not _text(tls, other):
+                yield (*path, "tls", one), f"needs '{other}' beside it"
+
+
 def _unknown_engines(data: Group) -> Iterator[Found]:
     known = [_text(engine, "id") for _, engine in _entries(data, "engines")]
     named = [((*path, "engine"), _text(rule, "engine")) for path, rule in _entries(data, "priorities")]
@@ -88,10 +145,15 @@ def _unknown_senders(data: Group) -> Iterator[Found]:
 def _to_ourselves(data: Group) -> Iterator[Found]:
     receive = _group(data, "receive")
     own = {_text(receive, "bind") or Receive.model_fields["bind"].default, "127.0.0.1", "::1", "localhost"}
-    port = _number(receive, "port", Receive)
+    ports = {str(_number(receive, "port", Receive) or ""), _text(receive, "unencrypted_port")} - {""}
     for path, destination in _entries(data, "destinations"):
-        if port and _text(destination, "host") in own and _text(destination, "port") == str(port):
+        port = _text(destination, "port")
+        if port in ports and _text(destination, "host") in own:
             yield (*path, "host"), f"this is our own listener (port {port}): we would send everything to ourselves"
+    for path, peer in _entries(data, "receive", "peers"):
+        host, _, port = _text(peer, "reports_to").rpartition(":")
+        if port in ports and host in own:
+            yield (*path, "reports_to"), f"this is our own listener (port {port}): the device's own is needed"
 
 
 def _inside_state(data: Group, folder: Path) -> Iterator[Found]:

@@ -21,14 +21,15 @@ def load(path: Path) -> Config:
 
     Raises ConfigError with one message per error, in the order of the lines: `file:line: key.path: reason`.
     """
-    document = _read(path)
-    problems, config = _validated(document, path.absolute().parent)
+    document = read(path)
+    problems, config = validated(document, path.absolute().parent)
     if problems or config is None:
-        raise ConfigError(_messages(path, problems))
+        raise ConfigError(messages(path, problems))
     return config
 
 
-def _read(path: Path) -> Document:
+def read(path: Path) -> Document:
+    """The text and its lines; what is wrong with it is in `problems`."""
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
@@ -53,7 +54,8 @@ def _failed(line: int, text: str) -> Document:
     return Document(data=None, lines={}, problems=(Problem(line=line, path=(), text=text),))
 
 
-def _validated(document: Document, folder: Path) -> tuple[list[Problem], Config | None]:
+def validated(document: Document, folder: Path) -> tuple[list[Problem], Config | None]:
+    """What is wrong, and the configuration if nothing is; `folder` is where its relative paths start."""
     if document.data is None:
         return list(document.problems), None
     problems = [*document.problems, *cross_checks(document, folder)]
@@ -71,8 +73,9 @@ def _validated(document: Document, folder: Path) -> tuple[list[Problem], Config 
     return problems, config
 
 
-def _messages(path: Path, problems: list[Problem]) -> list[str]:
+def messages(path: Path, problems: list[Problem]) -> list[str]:
+    """One line each, in the order of the file."""
     problems = sorted(problems, key=lambda problem: problem.line)
-    messages = [format_problem(str(path), problem) for problem in problems[:_MAX_MESSAGES]]
+    lines = [format_problem(str(path), problem) for problem in problems[:_MAX_MESSAGES]]
     left = len(problems) - _MAX_MESSAGES
-    return [*messages, f"{path}: and {left} more"] if left > 0 else messages
+    return [*lines, f"{path}: and {left} more"] if left > 0 else lines

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from appliance.config import values
-from appliance.model import Kind, Priority
+from appliance.config import sources, values
+from appliance.model import Commitment, Kind, Priority
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
@@ -30,6 +30,13 @@ class Proof(StrEnum):
 
     STORE = "store"  #: the destination answered C-STORE with success
     COMMITMENT = "commitment"  #: the destination answers for it (storage commitment, PS3.4 annex J)
+
+
+class ClientCertificates(StrEnum):
+    """Whether a peer must show a certificate of its own."""
+
+    REQUIRED = "required"
+    NONE = "none"
 
 
 class _Options(BaseModel):
@@ -51,6 +58,29 @@ class Peer(_Options):
     ae_title: values.PeerTitle = Field(description="AE title the device calls itself")
     address: values.PeerNetwork = Field(description="IP address of the device, or its network in CIDR form")
     slots: int = Field(default=2, ge=0, le=1_024, description="associations kept free for this device")
+    certificate: values.CertificateName | None = Field(
+        default=None, description="CN or DNS name that the device's client certificate must carry"
+    )
+    commitment: Commitment | None = Field(
+        default=None, description="what our word means when it asks for storage commitment; null refuses it"
+    )
+    reports_to: values.PlainHostPort | None = Field(
+        default=None, description="host and port where the device takes commitment reports, as HOST:PORT"
+    )
+
+
+class Tls(_Options):
+    """TLS of our listener (PS3.15 B.12)."""
+
+    certificate: sources.FileOrCredential = Field(description="PEM file of our certificate, or credential:NAME")
+    key: sources.FileOrCredential = Field(description="PEM file of its private key, or credential:NAME")
+    ca: sources.FileOrCredential | None = Field(
+        default=None, description="PEM file of the authorities that certify peers, or credential:NAME"
+    )
+    client_certificates: ClientCertificates = Field(
+        default=ClientCertificates.REQUIRED, description="required: peers show a certificate of their own; or none"
+    )
+    minimum_version: Literal["TLSv1.2", "TLSv1.3"] = Field(default="TLSv1.2", description="oldest TLS we speak")
 
 
 class Receive(_Options):
@@ -58,8 +88,12 @@ class Receive(_Options):
 
     bind: values.BindAddress = Field(default="127.0.0.1", description="IP address of this box to listen on")
     port: int = Field(default=11_112, ge=0, le=65_535, description="TCP port to listen on; 0 takes any free one")
+    tls: Tls | None = Field(default=None, description="group: TLS on that port; null is plain TCP")
+    unencrypted_port: Port | None = Field(default=None, description="with tls: a second port, without it")
+    unencrypted_reason: values.Reason | None = Field(default=None, description="why there is one, in words")
     any_called_ae: bool = Field(default=False, description="accept associations that call another AE title than ours")
     peers: tuple[Peer, ...] = Field(default=(), description="list of the devices that may send; nobody else may")
+    mpps: bool = Field(default=True, description="take what devices say of their work (MPPS)")
     private_sop_classes: tuple[values.Uid, ...] = Field(default=(), description="list of further SOP classes to store")
     max_pdu: PduLength = Field(default=131_072, description="bytes of the longest PDU we take")
     associations: int = Field(default=64, ge=1, le=1_024, description="associations open at a time, in all")
@@ -74,6 +108,7 @@ class Reserve(_Options):
     free_mb: int = Field(default=2_048, ge=1, le=100_000_000, description="megabytes of disk kept free")
     free_inodes: int = Field(default=10_000, ge=0, le=1_000_000_000, description="inodes kept free; 0 does not look")
     journal_mb: int = Field(default=64, ge=1, le=1_048_576, description="megabytes kept for the journal's last words")
+    outage_h: float = Field(default=24, ge=0, le=8_760, description="hours without a PACS that the disk should do for")
 
 
 def _with_defaults(given: Mapping[str, float]) -> Mapping[str, float]:
@@ -106,6 +141,9 @@ class Analyse(_Options):
     python: values.Program | None = Field(default=None, description="interpreter of the runtime child; null is ours")
     threads: int = Field(default=1, ge=1, le=256, description="processor threads an engine may use")
     memory_mb: int = Field(default=4_096, ge=64, le=1_048_576, description="megabytes of memory an engine may use")
+    read_memory_mb: int = Field(
+        default=4_096, ge=1_024, le=1_048_576, description="megabytes of memory that reading images may use"
+    )
 
 
 class PriorityRule(_Options):
@@ -143,6 +181,21 @@ class _DestinationOptions(_Options):
     keep_h: float = Field(default=24, ge=0, le=8_760, description="hours a local copy is kept after its proof")
 
 
+class DestinationTls(_Options):
+    """TLS towards a destination."""
+
+    ca: sources.FileOrCredential = Field(description="PEM file of who certifies the destination, or credential:NAME")
+    certificate: sources.FileOrCredential | None = Field(
+        default=None, description="PEM file of the certificate we show it, or credential:NAME"
+    )
+    key: sources.FileOrCredential | None = Field(
+        default=None, description="PEM file of its private key, or credential:NAME"
+    )
+    server_name: values.Host | None = Field(
+        default=None, description="name or IP address in the destination's certificate; null is host"
+    )
+
+
 class DimseDestination(_DestinationOptions):
     """A PACS or other DICOM node."""
 
@@ -154,6 +207,7 @@ class DimseDestination(_DestinationOptions):
     proof: Proof = Field(default=Proof.STORE, description="what frees a local copy")
     timeout_s: Seconds = Field(default=30, description="seconds to wait for an answer")
     max_pdu: PduLength = Field(default=131_072, description="bytes of the longest PDU we take")
+    tls: DestinationTls | None = Field(default=None, description="group: TLS towards it; null is plain TCP")
     path: None = Field(default=None, description="folder to write into (kind folder)")
 
 
@@ -168,6 +222,7 @@ class FolderDestination(_DestinationOptions):
     called_ae: None = Field(default=None, description="only for kind dimse")
     calling_ae: None = Field(default=None, description="only for kind dimse")
     timeout_s: None = Field(default=None, description="only for kind dimse")
+    tls: None = Field(default=None, description="only for kind dimse")
     max_pdu: None = Field(default=None, description="only for kind dimse")
 
 

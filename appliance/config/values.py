@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated
@@ -137,27 +138,70 @@ def host(text: str) -> str:
     return name
 
 
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """Where somebody listens."""
+
+    host: str
+    port: int
+
+
+def host_port(value: object) -> HostPort:
+    """HOST:PORT; an IPv6 address in brackets."""
+    if isinstance(value, HostPort):
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    name, colon, number = text.rpartition(":")
+    bracketed = name.startswith("[") and name.endswith("]")
+    if not colon or not number.isascii() or not number.isdigit() or (":" in name and not bracketed):
+        raise ValueError(f"{shown(value)}: write HOST:PORT, such as 192.0.2.10:104 or [2001:db8::10]:104")
+    if not 1 <= int(number[:6]) <= 65_535:
+        raise ValueError(f"{shown(value)}: a port is a number from 1 to 65535")
+    return HostPort(host(name[1:-1] if bracketed else name), int(number))
+
+
 def folder(path: Path, info: ValidationInfo) -> Path:
     """The folder made absolute, symbolic links followed; relative paths start at the config file's folder."""
     if not path.parts:
         raise ValueError("the name of a folder is needed, such as ./var")
-    return Path(os.path.realpath(_beside_config(path, info)))
+    return Path(os.path.realpath(beside_config(path, info)))
 
 
 def program(path: Path, info: ValidationInfo) -> Path:
     """The program made absolute; its links stay, since a virtual environment's interpreter is one."""
     if len(path.parts) < 2:
         raise ValueError(f"{shown(str(path))}: give the whole path, such as /usr/bin/python3")
-    return _beside_config(path, info).absolute()
+    return beside_config(path, info).absolute()
 
 
-def _beside_config(path: Path, info: ValidationInfo) -> Path:
+def beside_config(path: Path, info: ValidationInfo) -> Path:
+    """The path as seen from the config file's folder."""
     if str(path).startswith("~"):
         raise ValueError(f"{shown(str(path))}: write the whole path, '~' is not looked up")
     return Path(str((info.context or {}).get("folder", ""))) / path
 
 
+def certificate_name(text: str) -> str:
+    """A name in a peer's certificate, CN or DNS: in full, since a wildcard is not one device."""
+    name = text.strip()
+    if "*" in name:
+        raise ValueError(f"{shown(text)}: no wildcards; write the name in the device's certificate")
+    if not name or len(name) > 253 or not name.isprintable():
+        raise ValueError(f"{shown(text)} is no name: write the CN or DNS name in the device's certificate")
+    return name
+
+
+def reason(text: str) -> str:
+    """Words for people, on one line."""
+    words = " ".join(text.split())
+    if sum(character.isalpha() for character in words) < 4:
+        raise ValueError(f"{shown(text)} is no reason: say in words why")
+    return words
+
+
 AeTitle = Annotated[str, AfterValidator(ae_title)]
+CertificateName = Annotated[str, AfterValidator(certificate_name)]
+Reason = Annotated[str, AfterValidator(reason)]
 PeerTitle = Annotated[str, AfterValidator(peer_title)]
 Uid = Annotated[str, AfterValidator(uid)]
 NodeName = Annotated[str, AfterValidator(node_name)]
@@ -168,5 +212,6 @@ ModalityOrDefault = Annotated[str, AfterValidator(modality_or_default)]
 PeerNetwork = Annotated[Network, PlainValidator(network)]
 BindAddress = Annotated[str, AfterValidator(bind_address)]
 Host = Annotated[str, AfterValidator(host)]
+PlainHostPort = Annotated[HostPort, PlainValidator(host_port)]
 Folder = Annotated[Path, AfterValidator(folder)]
 Program = Annotated[Path, AfterValidator(program)]

@@ -22,6 +22,7 @@ _MAX_VALUES = 20_000
 _NOTHING = frozenset({"", "~", "null", "Null", "NULL"})
 _UNTAGGED = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:str"})
 _NO_SPACE = re.compile(r"\s*(?:- +)*[A-Za-z_]+:[^\s/]")
+_PEM = "-----BEGIN"
 _CANNOT_STAND = {
     "\t": "a tab: use spaces to indent and to separate",
     "\u00a0": "a no-break space, as word processors make them: type an ordinary space",
@@ -133,14 +134,20 @@ class _Walk:
             return self._group(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
-        if _is_plain(node) and node.value in _NOTHING:
+        return self._text(node, path)
+
+    def _text(self, node: yaml.Node, path: KeyPath) -> str | None:
+        text = str(node.value)
+        if _is_plain(node) and text in _NOTHING:
             return None
-        if not node.value.isprintable():
-            self._problem(
-                node, path, "a line break or a character that cannot be printed: write plain text on one line"
-            )
-            return None
-        return str(node.value)
+        wrong = ""
+        if _PEM in text:
+            wrong = "a certificate or key itself: put it into a file of its own, and that file's name here"
+        elif not text.isprintable():
+            wrong = "a line break or a character that cannot be printed: write plain text on one line"
+        if wrong:
+            self._problem(node, path, wrong)
+        return None if wrong else text
 
     def _group(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Value]:
         group: dict[str, Value] = {}

@@ -62,12 +62,26 @@ class DimseNode:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._once_taken: set[Pair] = set()
 
     def open(self, items: Sequence[Outgoing]) -> "DimseSession":
-        """Propose what the items need, as far as MAX_CONTEXTS go; the first items count most."""
+        """Propose what the items need, as far as MAX_CONTEXTS go; the first items count most. And Verification: a node
+        that takes not even that takes nothing just now, as while it starts.
+        """
         pairs = list(dict.fromkeys((item.sop_class_uid, item.transfer_syntax_uid) for item in items))
-        proposed = pairs[:MAX_CONTEXTS] or [VERIFICATION_PAIR]
-        return DimseSession(connect(self._target, proposed), frozenset(proposed))
+        proposed = frozenset(pairs[: MAX_CONTEXTS - 1])
+        association = connect(self._target, [*pairs[: MAX_CONTEXTS - 1], VERIFICATION_PAIR])
+        if self._takes_nothing_now(proposed, association.taken):
+            association.release()
+            raise DestinationRefused("no presentation context was accepted")
+        self._once_taken |= proposed & association.taken
+        return DimseSession(association, proposed)
+
+    def _takes_nothing_now(self, proposed: frozenset[Pair], taken: frozenset[Pair]) -> bool:
+        """Whether a refusal says something of the node; what it never took while it takes others is the object's."""
+        if not proposed or proposed & taken:
+            return False
+        return not taken or bool(proposed & self._once_taken)
 
     def probe(self) -> None:
         """C-ECHO. A node that takes the association but no C-ECHO counts as well."""

@@ -1,32 +1,45 @@
 """The server side of DICOM associations (PS3.8): one blocking thread each, everything bounded.
 
-A peer may cost one slot, one buffer and one open file, and only while it makes progress: there is a deadline for the
-request, one for each PDU by a minimum rate, and one for silence. Slots are kept for configured peers; strangers
-share a few and get a proper rejection (P9). Responses leave in one write, with TCP_NODELAY and TCP_QUICKACK, since
-Nagle's algorithm on either side would cost 40 ms an image.
+A peer may cost one slot, one buffer and one open file, and only while it makes progress (dimse.pace). A TLS handshake
+is part of the request: made in the association's thread, under the same deadline. Slots are kept for configured
+peers; strangers share a few and get a proper rejection (P9). Responses leave in one write, with TCP_NODELAY and
+TCP_QUICKACK, since Nagle's algorithm on either side would cost 40 ms an image.
 """
 
 import errno
 import itertools
+import selectors
 import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from appliance.dimse import association as acse
 from appliance.dimse import pdu
-from appliance.dimse.admission import Limits, Policy, Slots
+from appliance.dimse.admission import PLAIN, Hold, Limits, Policy, Slots
 from appliance.dimse.association import AcceptedContext, AssociateAccept, AssociateRequest
+from appliance.dimse.doors import Door, Guard
+from appliance.dimse.pace import Pace
 from appliance.dimse.pdu import Control, Fragment, PduReader, PduType
-from appliance.dimse.services import Caller, Context, Conversation, StorageHandler
+from appliance.dimse.services import Caller, Context, Conversation, Services
 from appliance.errors import RemoteProtocolError
 
 PAUSE_S = 0.2
 #: What `accept` says of one connection that came to nothing (accept(2)), and of a shortage that passes.
-LOST = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM})
+LOST = frozenset(
+    {
+        errno.EAGAIN,  # it was there when we looked
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.EPERM,
+    }
+)
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -46,34 +59,24 @@ class Observer(Protocol):
     def rejected(self, calling_ae: str, address: str, reason: str) -> None: ...
 
 
-@dataclass(slots=True)
-class _Deadline:
-    """When the peer must have gone on; renewed whenever a PDU begins or ends."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arrival:
+    """One connection, as it was accepted."""
 
-    limits: Limits
-    at: float = 0.0
-    _mark: tuple[int, bool] = field(default=(-1, False))
-
-    def renew(self, reader: PduReader, *, mid_message: bool) -> None:
-        mark = (reader.begun, reader.inside)
-        if mark == self._mark and reader.inside:
-            return
-        self._mark = mark
-        if reader.inside:
-            allowed = self.limits.grace_s + reader.pdu_size / self.limits.min_rate
-        else:
-            allowed = min(self.limits.idle_s, self.limits.mid_message_s) if mid_message else self.limits.idle_s
-        self.at = time.monotonic() + allowed
+    number: int
+    connection: socket.socket
+    address: str
+    guard: Guard | None
 
 
 class Acceptor:
-    """Listens and serves until told to stop."""
+    """Listens at its doors and serves until told to stop."""
 
     def __init__(
-        self, listener: socket.socket, policy: Policy, limits: Limits, handler: StorageHandler, observer: Observer
+        self, doors: Sequence[Door], policy: Policy, limits: Limits, services: Services, observer: Observer
     ) -> None:
-        self.policy, self.limits, self.handler, self.observer = policy, limits, handler, observer
-        self._listener = listener
+        self.policy, self.limits, self.services, self.observer = policy, limits, services, observer
+        self._doors = doors
         self._slots = Slots(limits, policy)
         self._numbers = itertools.count(1)
         self._open: dict[int, socket.socket] = {}
@@ -83,18 +86,15 @@ class Acceptor:
 
     def serve(self) -> None:
         """Accept until `stop`; then give running associations a moment to finish."""
-        while not self._stopping.is_set():
-            try:
-                connection, where = self._listener.accept()
-            except OSError as error:
-                if self._stopping.is_set():
-                    break
-                if error.errno not in LOST | SHORTAGE:
-                    raise
-                if error.errno in SHORTAGE:
-                    self._stopping.wait(PAUSE_S)
-                continue
-            self._start(connection, str(where[0]))
+        with selectors.DefaultSelector() as selector:
+            for door in self._doors:
+                door.listener.setblocking(False)
+                selector.register(door.listener, selectors.EVENT_READ, door)
+            while not self._stopping.is_set():
+                for key, _ in selector.select():
+                    self._accept(key.data)
+        for door in self._doors:
+            door.listener.close()
         deadline = time.monotonic() + self.limits.finish_s
         for thread in list(self._threads.values()):
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -102,60 +102,97 @@ class Acceptor:
 
     def stop(self) -> None:
         self._stopping.set()
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        for door in self._doors:
+            with suppress(OSError):
+                door.listener.shutdown(socket.SHUT_RDWR)  # wakes `serve`, which closes it
 
-    def _start(self, connection: socket.socket, address: str) -> None:
-        kind = self._slots.take(address)
-        if not kind:
+    def _accept(self, door: Door) -> None:
+        try:
+            connection, where = door.listener.accept()
+        except OSError as error:
+            if self._stopping.is_set():
+                return
+            if error.errno not in LOST | SHORTAGE:
+                raise
+            if error.errno in SHORTAGE:
+                self._stopping.wait(PAUSE_S)
+            return
+        number, address = next(self._numbers), str(where[0])
+        hold, goes = self._slots.arrive(number, address)
+        if goes is not None:
+            self._cut_one(goes)
+        if hold is Hold.NOTHING:
             self.observer.rejected("", address, "no connection left")
             connection.close()
-            return
-        number = next(self._numbers)
-        thread = threading.Thread(
-            target=self._serve_one, args=(number, connection, address, kind), name=f"association-{number}", daemon=True
-        )
+        else:
+            self._start(_Arrival(number=number, connection=connection, address=address, guard=door.guard))
+
+    def _start(self, arrival: _Arrival) -> None:
+        number, name = arrival.number, f"association-{arrival.number}"
+        thread = threading.Thread(target=self._serve_one, args=(arrival,), name=name, daemon=True)
         with self._lock:
-            self._open[number], self._threads[number] = connection, thread
+            self._open[number], self._threads[number] = arrival.connection, thread
         try:
             thread.start()
         except RuntimeError as error:  # no memory, or no more threads allowed
-            self.observer.rejected("", address, str(error))
-            with connection:
-                self._forget(number, address, kind)
+            self.observer.rejected("", arrival.address, str(error))
+            with arrival.connection:
+                self._forget(arrival)
 
-    def _serve_one(self, number: int, connection: socket.socket, address: str, kind: str) -> None:
+    def _serve_one(self, arrival: _Arrival) -> None:
         try:
-            with connection:
-                _Association(self, number, connection, address, full=kind == "overflow").run()
+            _Association(self, arrival).run()
         finally:
-            self._forget(number, address, kind)
+            self._forget(arrival)
 
-    def _forget(self, number: int, address: str, kind: str) -> None:
+    def exchange(self, number: int, connection: socket.socket) -> None:
+        """An association goes on over this connection, which took the first one over."""
         with self._lock:
-            del self._open[number], self._threads[number]
-        self._slots.give_back(address, kind)
+            self._open[number] = connection
+
+    def admit(self, number: int) -> bool:
+        """Whether there is a slot for a request that was found good."""
+        return self._slots.settle(number)
+
+    def _forget(self, arrival: _Arrival) -> None:
+        with self._lock:
+            del self._open[arrival.number], self._threads[arrival.number]
+        self._slots.give_back(arrival.number)
 
     def _cut(self) -> None:
-        with self._lock:
-            for connection in self._open.values():
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+        for number in list(self._open):
+            self._cut_one(number)
+
+    def _cut_one(self, number: int) -> None:
+        """Its thread will notice, and end."""
+        with self._lock, suppress(OSError):  # TCP's own: a TLS socket's would take its state away under its thread
+            if connection := self._open.get(number):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 class _Association:
     """One connection from its first byte to its last."""
 
-    def __init__(self, server: Acceptor, number: int, connection: socket.socket, address: str, *, full: bool) -> None:
-        self._server, self._number, self._socket, self._address = server, number, connection, address
-        self._full = full
+    def __init__(self, server: Acceptor, arrival: _Arrival) -> None:
+        self._server, self._number, self._socket = server, arrival.number, arrival.connection
+        self._address, self._guard = arrival.address, arrival.guard
+        self._channel = PLAIN
         self._reader = PduReader(server.limits.max_pdu)
-        self._deadline = _Deadline(server.limits)
+        self._pace = Pace(server.limits)
 
     def run(self) -> None:
         try:
+            self._run()
+        finally:
+            if self._guard is not None:
+                self._guard.farewell(self._socket)
+            self._socket.close()
+
+    def _run(self) -> None:
+        try:
             _tune(self._socket)
+            if self._guard is not None:
+                self._secure(self._guard)
             negotiated = self._negotiate()
         except (RemoteProtocolError, EndOfAssociation, OSError) as error:
             if isinstance(error, RemoteProtocolError):
@@ -165,7 +202,7 @@ class _Association:
         if negotiated is None:
             return
         caller, contexts = negotiated
-        conversation = Conversation(caller, contexts, self._server.handler)
+        conversation = Conversation(caller, contexts, self._server.services)
         self._server.observer.opened(caller)
         end = EndOfAssociation("connection lost")
         try:
@@ -181,18 +218,25 @@ class _Association:
             conversation.close()
             self._server.observer.ended(caller, stored=conversation.stored, in_order=end.in_order, reason=str(end))
 
+    def _secure(self, guard: Guard) -> None:
+        self._socket = guard.take_over(self._socket)
+        self._server.exchange(self._number, self._socket)
+        began = time.monotonic()
+        self._channel = guard.handshake(self._socket, self._pace.left_s)
+        self._pace.waited(time.monotonic() - began)
+
     def _negotiate(self) -> tuple[Caller, Mapping[int, Context]] | None:
         """Answer the request; None when it was rejected."""
         request = self._request()
-        rejection = self._server.policy.rejection(request, self._address)
-        if rejection is None and self._full:
+        rejection = self._server.policy.rejection(request, self._address, self._channel)
+        if rejection is None and not self._server.admit(self._number):
             rejection = (2, 3, 2, "local limit exceeded")
         if rejection is not None:
             self._socket.sendall(pdu.encode_reject(*rejection[:3]))
             self._server.observer.rejected(request.calling_ae, self._address, rejection[3])
             self._drain()
             return None
-        accepted = acse.negotiate(request, self._server.policy.accepts)
+        accepted = acse.negotiate(request, self._server.policy.accepts_from(request, self._address))
         self._socket.sendall(
             acse.encode_accept(
                 AssociateAccept(
@@ -209,7 +253,6 @@ class _Association:
         return caller, _contexts(request, accepted)
 
     def _request(self) -> AssociateRequest:
-        self._deadline.at = time.monotonic() + self._server.limits.request_s
         while True:
             for event in self._reader.received(self._receive()):
                 if not isinstance(event, Control) or event.type is not PduType.ASSOCIATE_RQ:
@@ -218,7 +261,7 @@ class _Association:
 
     def _talk(self, conversation: Conversation) -> None:
         while True:
-            self._deadline.renew(self._reader, mid_message=conversation.mid_message)
+            self._pace.renew(self._reader, mid_message=conversation.mid_message)
             count = self._receive()
             for event in self._reader.received(count):
                 if isinstance(event, Fragment):
@@ -238,15 +281,20 @@ class _Association:
         raise RemoteProtocolError(f"unexpected {event.type.name}")
 
     def _receive(self) -> int:
-        left = self._deadline.at - time.monotonic()
+        left = self._pace.left_s
         if left <= 0:
             raise EndOfAssociation("the peer was too slow or silent for too long")
         self._socket.settimeout(left)
+        began = time.monotonic()
         try:
-            count = self._socket.recv_into(self._reader.space())
+            space = self._reader.space()
+            count = self._socket.recv_into(space)
+            if self._guard is not None:
+                count += self._guard.more(self._socket, space, count)
         except TimeoutError:
             self._send_quietly(pdu.encode_abort(2, 0))
             raise EndOfAssociation("the peer was too slow or silent for too long") from None
+        self._pace.waited(time.monotonic() - began, count)
         if not count:
             raise EndOfAssociation("connection closed by the peer")
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
@@ -259,6 +307,8 @@ class _Association:
 
     def _drain(self) -> None:
         """Wait briefly for the peer to close, so that our rejection is not lost to a reset."""
+        if self._guard is not None:
+            self._guard.farewell(self._socket)
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
             self._socket.settimeout(1.0)
@@ -277,17 +327,3 @@ def _contexts(request: AssociateRequest, accepted: Sequence[AcceptedContext]) ->
 def _tune(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-def listen(address: str, port: int) -> socket.socket:
-    """A listening socket; raises OSError with the address in its text."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"{error.strerror}: {address} port {port}") from error
-    return listener

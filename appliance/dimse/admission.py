@@ -1,14 +1,18 @@
-"""Who is let in, and how many: peers by AE title and address, connections by slots (P9)."""
+"""Who is let in, and how many: peers by AE title, address and certificate, connections by slots (P9)."""
 
 import ipaddress
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from appliance.dimse import association as acse
 from appliance.dimse.association import AssociateRequest
 
 STRANGER_SLOTS = 8
+WAITING_SLOTS = 32  # connections of known addresses without a request yet
+MOST_NAMES, LONGEST_NAME = 3, 64  # of a certificate, in words of ours
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -21,6 +25,20 @@ class Peer:
     ae_title: str
     network: Network
     slots: int
+    certificate: str = ""  #: a name its client certificate must carry; "": none is looked at
+    services: frozenset[str] = frozenset()  #: abstract syntaxes served to this peer, not to all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """What a connection itself proves of the peer."""
+
+    encrypted: bool = False
+    mutual: bool = False  #: a certificate of the peer's was asked for
+    names: frozenset[str] = frozenset()  #: of its verified client certificate: CN and DNS names, in lower case
+
+
+PLAIN = Channel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +50,7 @@ class Limits:
     associations_per_peer: int
     idle_s: float
     min_rate: int  #: bytes per second inside a PDU
-    request_s: float = 10.0  #: from connecting to the whole association request
+    request_s: float = 10.0  #: from connecting to the whole association request, TLS handshake included
     grace_s: float = 10.0  #: for each PDU, on top of what its size may take
     mid_message_s: float = 60.0  #: of silence between the PDUs of one message
     send_s: float = 30.0  #: for the peer to take a response
@@ -46,22 +64,54 @@ class Policy:
     ae_title: str
     any_called_ae: bool
     peers: Sequence[Peer]
-    accepts: Callable[[str], bool]  #: whether an abstract syntax is served
+    accepts: Callable[[str], bool]  #: whether an abstract syntax is served to all peers
 
     def knows(self, address: str) -> bool:
         ip = _address(address)
         return any(ip in peer.network for peer in self.peers)
 
-    def rejection(self, request: AssociateRequest, address: str) -> tuple[int, int, int, str] | None:
-        """(result, source, reason, words) of PS3.8 Table 9-21, or None: welcome."""
+    def rejection(
+        self, request: AssociateRequest, address: str, channel: Channel = PLAIN
+    ) -> tuple[int, int, int, str] | None:
+        """(result, source, reason, words) of PS3.8 Table 9-21, or None: welcome.
+
+        Details of the words stand in brackets. A peer is not told which of its papers did not fit.
+        """
         ip = _address(address)
-        if not any(peer.ae_title == request.calling_ae and ip in peer.network for peer in self.peers):
+        named = [peer for peer in self.peers if peer.ae_title == request.calling_ae and ip in peer.network]
+        if not named:
             return 1, 1, 3, "calling AE title not recognised"
+        if not any(_proved(peer, channel) for peer in named):
+            return 1, 1, 3, f"calling AE title not recognised: {_why_not(named, channel)}"
         if not self.any_called_ae and request.called_ae != self.ae_title:
             return 1, 1, 7, "called AE title not recognised"
         if request.application_context != acse.APPLICATION_CONTEXT:
             return 1, 1, 2, "application context not supported"
         return None
+
+    def accepts_from(self, request: AssociateRequest, address: str) -> Callable[[str], bool]:
+        """Whether an abstract syntax is served to whoever sends this request: what all get, and what is its own."""
+        ip = _address(address)
+        own = frozenset[str]().union(
+            *(peer.services for peer in self.peers if peer.ae_title == request.calling_ae and ip in peer.network)
+        )
+        return lambda abstract_syntax: abstract_syntax in own or self.accepts(abstract_syntax)
+
+
+def _proved(peer: Peer, channel: Channel) -> bool:
+    """Whether the connection proves that it is this peer: who has a certificate to show never comes without it."""
+    if peer.certificate:
+        return peer.certificate.lower() in channel.names
+    return not channel.mutual
+
+
+def _why_not(named: Sequence[Peer], channel: Channel) -> str:
+    if not channel.encrypted:
+        return "it may come over TLS only"
+    if not any(peer.certificate for peer in named):
+        return "no certificate is configured for it, so it may not come over TLS"
+    theirs = ", ".join(sorted(name[:LONGEST_NAME] for name in channel.names)[:MOST_NAMES]) or "nobody"
+    return f"the certificate is another one's (it names {theirs})"
 
 
 def _address(text: str) -> Address:
@@ -69,43 +119,71 @@ def _address(text: str) -> Address:
     return ip.ipv4_mapped or ip if isinstance(ip, ipaddress.IPv6Address) else ip
 
 
+class Hold(Enum):
+    """What a connection holds."""
+
+    NOTHING = auto()  #: no room even to be told so
+    STRANGER = auto()  #: of an address that nobody is configured for: only to be told so
+    WAITING = auto()  #: of an address we know; who it is has not been said yet
+    SLOT = auto()  #: an association
+
+
 class Slots:
-    """Who holds how many connections. A slot reserved for a peer is never given to another."""
+    """Who holds how many connections. A slot reserved for a peer is never given to another.
+
+    A slot is taken by an association request that was found good, not by a connection: whoever connects and says
+    nothing, be it from a scanner's own address, only waits. Where too many wait, the oldest one of the address that
+    has most must go: an honest peer says who it is within a round trip.
+    """
 
     def __init__(self, limits: Limits, policy: Policy) -> None:
         self._limits, self._policy = limits, policy
-        self._held: dict[str, int] = {}
-        self._strangers = 0
+        self._holds: dict[int, tuple[Hold, str]] = {}  # number of the connection, oldest first -> what, address
+        self._held: Counter[str] = Counter()  # address -> slots
         self._lock = threading.Lock()
 
-    def take(self, address: str) -> str:
-        """Take one: "slot", or "overflow" (only to be told so), or "" (no room even for that)."""
+    def arrive(self, number: int, address: str) -> tuple[Hold, int | None]:
+        """What a new connection holds, and the number of another that must go for it."""
         with self._lock:
-            if self._policy.knows(address) and self._has_room(address):
-                self._held[address] = self._held.get(address, 0) + 1
-                return "slot"
-            if self._strangers < STRANGER_SLOTS:
-                self._strangers += 1
-                return "overflow"
-            return ""
+            hold = Hold.WAITING if self._policy.knows(address) else Hold.STRANGER
+            others = [one for one, (kind, _) in self._holds.items() if kind is hold]
+            if hold is Hold.STRANGER and len(others) >= STRANGER_SLOTS:
+                return Hold.NOTHING, None
+            goes = self._longest_waiting(others) if len(others) >= WAITING_SLOTS else None
+            if goes is not None:
+                del self._holds[goes]
+            self._holds[number] = hold, address
+            return hold, goes
 
-    def give_back(self, address: str, kind: str) -> None:
+    def settle(self, number: int) -> bool:
+        """A good request came over this connection: whether there is a slot for it."""
         with self._lock:
-            if kind == "slot":
+            hold, address = self._holds.get(number, (Hold.NOTHING, ""))
+            if hold is not Hold.WAITING or not self._has_room(address):
+                return False
+            self._holds[number] = Hold.SLOT, address
+            self._held[address] += 1
+            return True
+
+    def give_back(self, number: int) -> None:
+        with self._lock:
+            hold, address = self._holds.pop(number, (Hold.NOTHING, ""))
+            if hold is Hold.SLOT:
                 self._held[address] -= 1
                 if not self._held[address]:
                     del self._held[address]
-            else:
-                self._strangers -= 1
+
+    def _longest_waiting(self, waiting: Sequence[int]) -> int:
+        of_address = Counter(self._holds[one][1] for one in waiting)
+        return max(waiting, key=lambda one: of_address[self._holds[one][1]])  # the first, that is, oldest of these
 
     def _has_room(self, address: str) -> bool:
-        held = self._held.get(address, 0)
-        if held >= self._limits.associations_per_peer:
+        if self._held[address] >= self._limits.associations_per_peer:
             return False
         mine = self._of(_address(address))
         kept = sum(max(0, peer.slots - self._used(peer)) for peer in self._policy.peers if peer not in mine)
         own = any(self._used(peer) < peer.slots for peer in mine)
-        free = self._limits.associations - sum(self._held.values())
+        free = self._limits.associations - self._held.total()
         return free > 0 and (own or free > kept)
 
     def _of(self, ip: Address) -> list[Peer]:

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from appliance.dimse.pdu import PduType, encode_control
-from appliance.dimse.sop_classes import EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN
+from appliance.dimse.sop_classes import (
+    EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    MODALITY_PERFORMED_PROCEDURE_STEP,
+    STORAGE_COMMITMENT_PUSH,
+)
 from appliance.errors import RemoteProtocolError
 from appliance.model import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 
@@ -24,6 +30,11 @@ MAX_TRANSFER_SYNTAXES = 64  # of one context
 
 ACCEPTED = 0  # results of a presentation context, PS3.8 Table 9-18
 ABSTRACT_SYNTAX_NOT_SUPPORTED = 3
+TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
+
+#: SOP classes whose data sets we read ourselves, so that not any transfer syntax will do.
+_READ_HERE = frozenset({STORAGE_COMMITMENT_PUSH, MODALITY_PERFORMED_PROCEDURE_STEP})
+_READABLE = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 
 _ITEM = struct.Struct(">BxH")
 _FIXED = struct.Struct(">H2x16s16s32x")
@@ -122,6 +133,9 @@ def _answer(context: ProposedContext, accepted: bool) -> AcceptedContext:
     else:
         chosen = next((uid for uid in proposed if uid != EXPLICIT_VR_BIG_ENDIAN), proposed[0])
     result = ACCEPTED if accepted else ABSTRACT_SYNTAX_NOT_SUPPORTED
+    if accepted and context.abstract_syntax in _READ_HERE:
+        readable = next((uid for uid in _READABLE if uid in proposed), "")
+        chosen, result = readable or chosen, ACCEPTED if readable else TRANSFER_SYNTAXES_NOT_SUPPORTED
     return AcceptedContext(id=context.id, result=result, transfer_syntax=chosen)
 
 

@@ -28,6 +28,7 @@ _MAX_VALUE = 4096
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _LAST_TAG = 0x00401003
+_GROUP_LENGTH = 0x00020000
 _META = (0x00020002, 0x00020003, 0x00020010)  # Media Storage SOP Class and Instance UID, Transfer Syntax UID
 
 # VRs with a 16-bit length field. All others, future ones too, have two reserved bytes and 32 bits (PS3.5 7.1.2).
@@ -97,10 +98,12 @@ def _part10(path: Path, fd: int) -> Part10:
     if os.pread(fd, 4, 128) != b"DICM":
         raise ValueError("not a DICOM Part 10 file")
     values: dict[int, str] = {}
-    offset, read = 132, _reader(fd, 0)
+    offset, read, stated_end = 132, _reader(fd, 0), -1
     for tag, start, end in _top_level(read, _EXPLICIT, MAX_ELEMENTS, at=offset):
-        if tag >> 16 != 0x0002:
+        if tag >> 16 != 0x0002 or offset == stated_end:  # a data set may be malformed enough to begin with group 2
             break
+        if tag == _GROUP_LENGTH and end - start == 4:
+            stated_end = end + int.from_bytes(read(start, 4), "little")
         offset = end
         if tag in _META:
             value = read(start, min(end - start, _MAX_VALUE)).strip(b" \0")

@@ -15,6 +15,8 @@ from appliance.errors import RemoteProtocolError
 
 BUFFER_SIZE = 1 << 18
 MAX_CONTROL_PDU = 1 << 17  # a full A-ASSOCIATE-RQ of 128 contexts with 64 transfer syntaxes is shorter
+TOLERANCE = 12  # some senders leave the headers of PDU and PDV out of what they count
+FREE_PDVS, LEAST_PDV = 1024, 32  # more PDVs than that must be so many bytes on average, or each byte costs us 5 us
 PDV_OVERHEAD = 6  # item length, context id, control header: they count in the PDU's length (PS3.8 D.1)
 
 _PDU_HEADER = struct.Struct(">BxI")
@@ -77,6 +79,7 @@ class PduReader:
         self._type: PduType | None = None  # None: between PDUs, or inside a PDU header
         self._pdu_left = self._pdv_left = 0
         self._context_id = self._control = 0
+        self._pdvs = self._pdv_bytes = 0
         self.begun = 0
         self._pdu_size = 0
 
@@ -129,7 +132,7 @@ class PduReader:
             raise RemoteProtocolError("not a DICOM upper layer PDU")
         type_ = PduType(number)
         if type_ is PduType.P_DATA:
-            if length > self._max_pdu:
+            if length > self._max_pdu + TOLERANCE:
                 raise RemoteProtocolError(f"P-DATA PDU of {length} bytes, {self._max_pdu} are allowed")
             if length < PDV_OVERHEAD:
                 raise RemoteProtocolError("P-DATA PDU without a PDV")
@@ -145,6 +148,10 @@ class PduReader:
         left_behind = self._pdu_left - self._pdv_left
         if self._pdv_left < 0 or left_behind < 0 or 0 < left_behind < PDV_OVERHEAD:
             raise RemoteProtocolError("PDV does not fit its PDU")
+        self._pdvs += 1
+        self._pdv_bytes += self._pdv_left
+        if self._pdvs > FREE_PDVS + self._pdv_bytes // LEAST_PDV:
+            raise RemoteProtocolError("too many tiny PDVs")
 
     def _piece(self, size: int) -> Fragment:
         self._pdv_left -= size

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from appliance.dimse import command as dimse
 from appliance.dimse.association import (
@@ -20,6 +20,7 @@ from appliance.dimse.association import (
     MAX_CONTEXTS,
     AssociateRequest,
     ProposedContext,
+    Role,
     decode_accept,
     decode_reject,
     encode_request,
@@ -62,6 +63,22 @@ Pair = tuple[str, str]  # (SOP class UID, transfer syntax UID)
 VERIFICATION_PAIR: Pair = (VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN)
 
 
+class Security(Protocol):
+    """What makes a connection safe before a byte of DICOM is sent; dimse.tls has it."""
+
+    def secure(self, connection: socket.socket) -> socket.socket:
+        """Take the connection over. Raises DestinationRefused, TransientDeliveryError, the connection closed."""
+        ...
+
+    def refusal(self, error: OSError) -> DestinationRefused | None:
+        """What a lost connection says of the destination for good."""
+        ...
+
+    def part(self, connection: socket.socket) -> None:
+        """Tell the peer that nothing more follows. Never waits, never raises."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """Whom to call, as whom, and how patiently."""
@@ -72,6 +89,7 @@ class Target:
     called_ae: str
     timeout_s: float = 30.0  #: to connect, for an answer, and for bytes to move
     max_pdu: int = 131072  #: longest P-DATA body, sent and received
+    security: Security | None = None  #: None: plain TCP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +109,18 @@ def connect(target: Target, contexts: Sequence[Pair]) -> "RequestedAssociation":
     pairs = list(dict.fromkeys(contexts))
     if not 1 <= len(pairs) <= MAX_CONTEXTS:
         raise ValueError(f"{len(pairs)} presentation contexts")
+    association = RequestedAssociation(target, open_connection(target))
+    association.negotiate(pairs)
+    return association
+
+
+def open_connection(target: Target) -> socket.socket:
+    """Raises TransientDeliveryError, and DestinationRefused where TLS does not come about."""
     try:
         connection = socket.create_connection((target.host, target.port), timeout=target.timeout_s)
     except (OSError, UnicodeError) as error:
         raise TransientDeliveryError(f"cannot connect to {target.host}:{target.port}: {_text(error)}") from error
-    association = RequestedAssociation(target, connection)
-    association.negotiate(pairs)
-    return association
+    return target.security.secure(connection) if target.security is not None else connection
 
 
 class RequestedAssociation:
@@ -112,6 +135,7 @@ class RequestedAssociation:
         self._reader = PduReader(target.max_pdu, _READER_SIZE)
         self._events: Iterator[Event] = iter(())
         self._accepted: dict[Pair, int] = {}
+        self.roles: tuple[Role, ...] = ()  #: what the peer answered to the roles proposed
         self._piece = 0  # bytes of data in a P-DATA PDU
         self._messages = 0
         self._buffer = memoryview(b"")
@@ -128,16 +152,22 @@ class RequestedAssociation:
         else:
             self.abort()
 
+    @property
+    def taken(self) -> frozenset[Pair]:
+        """The pairs whose contexts the peer accepted."""
+        return frozenset(self._accepted)
+
     def accepted(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
         return (sop_class_uid, transfer_syntax_uid) in self._accepted
 
-    def negotiate(self, pairs: Sequence[Pair]) -> None:
+    def negotiate(self, pairs: Sequence[Pair], roles: Sequence[Role] = ()) -> None:
         """Request the association; see `connect`."""
         proposed = {2 * n + 1: pair for n, pair in enumerate(pairs)}
         request = AssociateRequest(
             called_ae=self._target.called_ae,
             calling_ae=self._target.calling_ae,
             max_pdu=self._target.max_pdu,
+            roles=tuple(roles),
             contexts=tuple(
                 ProposedContext(id=id_, abstract_syntax=sop_class, transfer_syntaxes=(syntax,))
                 for id_, (sop_class, syntax) in proposed.items()
@@ -160,6 +190,7 @@ class RequestedAssociation:
                 if pair and context.result == ACCEPTED and context.transfer_syntax == pair[1]:
                     self._accepted[pair] = context.id
             self._piece = self._piece_size(accept.max_pdu)
+            self.roles = accept.roles
 
     def echo(self) -> Answer:
         """C-ECHO. Raises TransientDeliveryError."""
@@ -220,6 +251,8 @@ class RequestedAssociation:
 
     def _close(self) -> None:
         self.alive = False
+        if self._target.security is not None:
+            self._target.security.part(self._socket)
         self._socket.close()
 
     @contextmanager
@@ -231,7 +264,9 @@ class RequestedAssociation:
             raise TransientDeliveryError(f"no progress within {self._target.timeout_s:g} s") from error
         except OSError as error:
             self._close()
-            raise TransientDeliveryError(f"connection lost: {_text(error)}") from error
+            security = self._target.security
+            lost = TransientDeliveryError(f"connection lost: {_text(error)}")
+            raise ((security.refusal(error) if security is not None else None) or lost) from error
         except RemoteProtocolError as error:
             self.abort()
             raise TransientDeliveryError(str(error)) from error
@@ -298,14 +333,25 @@ class RequestedAssociation:
         first = 0
         while first < len(views):
             self._await(deadline)
-            sent = self._socket.sendmsg(views[first : first + _IOV])
+            sent = self._write(views[first : first + _IOV])
             while first < len(views) and sent >= len(views[first]):
                 sent -= len(views[first])
                 first += 1
             if sent:
                 views[first] = views[first][sent:]
 
+    def _write(self, views: Sequence[memoryview]) -> int:
+        if self._target.security is None:
+            return self._socket.sendmsg(views)
+        return self._socket.send(b"".join(views))  # TLS takes one piece, and copies it in any case
+
     def _answer_to(self, request: Command) -> Answer:
+        answer = self._response(request)
+        if answer.has_data_set:
+            raise RemoteProtocolError("a response to something else")
+        return Answer(status=answer.status or 0, comment=answer.error_comment)
+
+    def _response(self, request: Command) -> Command:
         deadline, collected = self._deadline(), bytearray()
         while True:
             event = self._next_event(deadline)
@@ -317,9 +363,9 @@ class RequestedAssociation:
             if event.is_last and event.whole:
                 break
         answer = dimse.decode(collected)
-        if answer.responded_to != request.message_id or answer.field != request.field | 0x8000 or answer.has_data_set:
+        if answer.responded_to != request.message_id or answer.field != request.field | 0x8000:
             raise RemoteProtocolError("a response to something else")
-        return Answer(status=answer.status or 0, comment=answer.error_comment)
+        return answer
 
     def _next_event(self, deadline: float) -> Event:
         """The next event; its view dies at the one after. Raises what ends the association."""

@@ -1,11 +1,12 @@
-"""What an accepted association may ask of us: C-ECHO and C-STORE (PS3.7 9.1, PS3.4 Annex B).
+"""What an accepted association may ask of us: C-ECHO, C-STORE (PS3.7 9.1, PS3.4 Annex B) and what `Services` names.
 
 A `Conversation` takes fragments and gives responses; it knows no socket. A data set goes to its sink in the pieces it
 arrives in, undecoded. One bad object is answered with its status and drained: it never costs the association.
+Normalised services (storage commitment, MPPS) are sinks, too: see operations.py.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from appliance.dimse import command as dimse_command
@@ -17,6 +18,8 @@ from appliance.errors import DataSetRefused, OutOfResources, RemoteProtocolError
 OUT_OF_RESOURCES = 0xA700
 SOP_CLASS_NOT_SUPPORTED = 0x0122
 CANNOT_UNDERSTAND = 0xC000
+RESOURCE_LIMITATION = 0x0213  # what out of resources is called where nothing is stored (PS3.7 C.5)
+MAX_PENDING = 64  # pieces: of a data set in PDVs of a byte each, a full buffer would make 7 MB of views
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,18 +68,35 @@ class StorageHandler(Protocol):
         ...
 
 
+class OperationService(Protocol):
+    """Who serves one SOP class that is asked, not stored. Called from many threads."""
+
+    def begin(self, caller: Caller, context: Context, request: Command) -> Sink:
+        """Room for what comes with this request, perhaps nothing. Raises as StorageHandler.begin."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Who does what is asked, by abstract syntax. C-ECHO needs nobody."""
+
+    storage: StorageHandler
+    operations: Mapping[str, OperationService] = field(default_factory=dict)
+
+
 class Conversation:
     """One association after its negotiation."""
 
-    def __init__(self, caller: Caller, contexts: Mapping[int, Context], handler: StorageHandler) -> None:
+    def __init__(self, caller: Caller, contexts: Mapping[int, Context], services: Services) -> None:
         self._caller = caller
         self._contexts = contexts
-        self._handler = handler
+        self._services = services
         self._command_bytes = bytearray()
         self._request: Command | None = None
         self._context_id = 0
         self._sink: Sink | None = None
         self._refusal: tuple[int, str] | None = None
+        self._exhausted = OUT_OF_RESOURCES
         self._pending: list[memoryview] = []
         self.stored = 0  #: data sets acknowledged with success
 
@@ -128,24 +148,29 @@ class Conversation:
             raise RemoteProtocolError("neither a response nor a cancel is expected here")
         if request.field == CommandField.C_ECHO and context.abstract_syntax == VERIFICATION:
             return self._respond(request, dimse_command.SUCCESS)
-        if request.field != CommandField.C_STORE:
+        self._exhausted = OUT_OF_RESOURCES if request.field == CommandField.C_STORE else RESOURCE_LIMITATION
+        if context.abstract_syntax in self._services.operations:
+            self._open_sink(self._services.operations[context.abstract_syntax], context, request)
+        elif request.field != CommandField.C_STORE:
             self._refusal = (dimse_command.UNRECOGNISED_OPERATION, "operation not supported")
         elif request.sop_class_uid != context.abstract_syntax:
             self._refusal = (SOP_CLASS_NOT_SUPPORTED, "SOP class is not that of the context")
         elif not request.sop_instance_uid:
             self._refusal = (CANNOT_UNDERSTAND, "no valid SOP Instance UID in the command")
         else:
-            self._open_sink(context, request)
+            self._open_sink(self._services.storage, context, request)
         if request.has_data_set:
             self._request = request
             return b""
+        if self._sink is not None and request.field != CommandField.C_STORE:
+            return self._finish(request, self._sink)
         if self._sink is not None:
             self._refuse(DataSetRefused(CANNOT_UNDERSTAND, "C-STORE without a data set"))
         return self._refused(request)
 
-    def _open_sink(self, context: Context, request: Command) -> None:
+    def _open_sink(self, handler: StorageHandler | OperationService, context: Context, request: Command) -> None:
         try:
-            self._sink = self._handler.begin(self._caller, context, request)
+            self._sink = handler.begin(self._caller, context, request)
         except (OutOfResources, DataSetRefused, StoreFailed) as error:
             self._refuse(error)
 
@@ -154,6 +179,8 @@ class Conversation:
             raise RemoteProtocolError("a data set without its command")
         if len(fragment.view) and self._sink is not None:
             self._pending.append(fragment.view)
+            if len(self._pending) == MAX_PENDING:
+                self.flush()
         if not (fragment.is_last and fragment.whole):
             return b""
         self.flush()
@@ -169,14 +196,14 @@ class Conversation:
             self._refuse(error)
             return self._refused(request)
         self._sink = None
-        self.stored += 1
+        self.stored += request.field == CommandField.C_STORE
         return self._respond(request, status)
 
     def _refuse(self, error: OutOfResources | DataSetRefused | StoreFailed) -> None:
         """Forget the object; the rest of its data set is drained and then answered."""
         if isinstance(error, StoreFailed):
-            self._handler.failed(str(error))
-        status = error.status if isinstance(error, DataSetRefused) else OUT_OF_RESOURCES
+            self._services.storage.failed(str(error))
+        status = error.status if isinstance(error, DataSetRefused) else self._exhausted
         self._refusal = (status, str(error))
         if self._sink is not None:
             self._sink.discard()

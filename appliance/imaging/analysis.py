@@ -4,7 +4,7 @@ prepared = prepare(package, paths, workdir)             CannotAnalyse: "not anal
 reading = conclude(package, prepared, engine.infer(prepared.inputs, ...))
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +48,13 @@ class Reading:
     measures: dict[str, float]
 
 
-def prepare(package: EnginePackage, paths: Sequence[Path], workdir: Path) -> Prepared:
+def prepare(
+    package: EnginePackage, paths: Sequence[Path], workdir: Path, check_room: Callable[[int], None] = volume.unlimited
+) -> Prepared:
     """Read the files (one series, or one film), check them against the manifest, make the model's inputs.
 
-    Raises CannotAnalyse, or RuntimeFailed where `workdir` has no room. Writes `workdir`/volume.int16 for a series.
+    Raises CannotAnalyse, RuntimeFailed. Of a series it writes `workdir`/volume.int16, as long as `check_room` does not
+    raise when it hears of its bytes.
     """
     manifest = package.manifest
     headers = acceptance.suitable([read_header(path) for path in paths], manifest.accepts)
@@ -59,7 +62,7 @@ def prepare(package: EnginePackage, paths: Sequence[Path], workdir: Path) -> Pre
         return _prepare_film(manifest, headers)
     stack = geometry.stack(headers, manifest.accepts.orientation)
     acceptance.check_stack(stack, manifest.accepts)
-    source = volume.build(stack, workdir)
+    source = volume.build(stack, workdir, check_room)
     image = preprocess.run(manifest.preprocess, source.hu, source.voxel_mm)
     return Prepared(
         inputs=_inputs(manifest, image),

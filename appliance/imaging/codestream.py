@@ -1,6 +1,7 @@
 """The image size that a compressed frame states of itself, read without decoding it.
 
-Decoders allocate what the codestream says, not what Rows and Columns say, so a small file could ask for gigabytes.
+Decoders allocate what the codestream says, not what Rows, Columns and Samples per Pixel say, so a small file could ask
+for gigabytes.
 """
 
 import struct
@@ -12,8 +13,8 @@ _FRAME_HEADERS = (frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
 _JP2_HEADER_LIMIT = 4096
 
 
-def stated_size(frame: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of a JPEG, JPEG-LS or JPEG 2000 frame; None where it has none (RLE, or damaged).
+def stated_size(frame: bytes) -> tuple[int, int, int] | None:
+    """(rows, columns, components) of a JPEG, JPEG-LS or JPEG 2000 frame; None where it has none (RLE, or damaged).
 
     Raises struct.error on a header that ends early.
     """
@@ -22,11 +23,11 @@ def stated_size(frame: bytes) -> tuple[int, int] | None:
     start = frame.find(_J2K_START, 0, _JP2_HEADER_LIMIT)
     if start < 0:
         return None
-    right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
-    return bottom - top, right - left
+    right, bottom, left, top, components = struct.unpack_from(">4I16xH", frame, start + 8)
+    return bottom - top, right - left, components
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
+def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
     position = len(_JPEG_START)
     while position + 4 <= len(frame):
         prefix, marker, length = struct.unpack_from(">BBH", frame, position)
@@ -35,8 +36,8 @@ def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
         if marker == 0xFF:  # a fill byte
             position += 1
         elif marker in _FRAME_HEADERS:
-            rows, columns = struct.unpack_from(">HH", frame, position + 5)
-            return rows, columns
+            rows, columns, components = struct.unpack_from(">HHB", frame, position + 5)
+            return rows, columns, components
         else:
             position += 2 + length
     return None

@@ -23,6 +23,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
 from appliance.errors import CannotAnalyse
+from appliance.imaging import bounds
 from appliance.model import Reason
 
 Vector = tuple[float, float, float]
@@ -144,6 +145,7 @@ def read_elements(file: BinaryIO, *, inflate: bool = False) -> tuple[Dataset, UI
         raise CannotAnalyse(Reason.UNDECODABLE, "deflated transfer syntaxes are not read")
     if syntax.is_deflated:
         file = BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(MAX_DEFLATED), MAX_INFLATED))
+    bounds.check(file, syntax)
     dataset = read_dataset(
         file,
         is_implicit_VR=syntax.is_implicit_VR,

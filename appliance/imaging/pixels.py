@@ -77,10 +77,13 @@ def _native(file: BinaryIO, layout: PixelLayout, frame: int) -> Stored:
 
 def _decoded(file: BinaryIO, layout: PixelLayout, frame: int) -> Stored:
     """Through pydicom's decoders; `file` stands at the pixel data for them as they expect."""
-    file.seek(layout.offset)
     if layout.length is None:
-        _check_codestream(get_frame(file, frame, number_of_frames=layout.frames), layout)
+        present = file.seek(0, 2) - layout.offset
+        if present > MAX_FRAME_BYTES * layout.frames:
+            raise _undecodable(f"{present} bytes are too many for {layout.frames} compressed frames")
         file.seek(layout.offset)
+        _check_codestream(get_frame(file, frame, number_of_frames=layout.frames), layout)
+    file.seek(layout.offset)
     options: dict[str, Any] = {
         "rows": layout.rows,
         "columns": layout.columns,
@@ -100,9 +103,9 @@ def _decoded(file: BinaryIO, layout: PixelLayout, frame: int) -> Stored:
 
 
 def _check_codestream(source: bytes, layout: PixelLayout) -> None:
-    stated = stated_size(source)
-    if stated not in (None, (layout.rows, layout.columns)):
-        raise _undecodable(f"the codestream is {stated}, the header says {(layout.rows, layout.columns)}")
+    stated, declared = stated_size(source), (layout.rows, layout.columns, layout.samples_per_pixel)
+    if stated not in (None, declared):
+        raise _undecodable(f"the codestream is {stated}, the header says {declared}")
     if layout.rows * layout.columns * layout.bits_allocated // 8 > MAX_EXPANSION * len(source):
         raise _undecodable(f"{len(source)} bytes cannot be a frame of {layout.rows} x {layout.columns}")
 

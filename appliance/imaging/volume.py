@@ -1,12 +1,14 @@
 """A stack of slices as one volume in Hounsfield units, on disk and mapped, read slice by slice."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.disk import SHORTAGE
 from appliance.errors import CannotAnalyse, RuntimeFailed
 from appliance.imaging.geometry import Slice, Stack
 from appliance.imaging.headers import Plane
@@ -31,10 +33,14 @@ class Volume:
         return (self.stack.spacing, *self.stack.slices[0].plane.pixel_spacing)
 
 
-def build(stack: Stack, workdir: Path) -> Volume:
-    """Read every slice once, into `workdir`/volume.int16.
+def unlimited(size: int) -> None:
+    """A `check_room` that lets everything be written."""
 
-    Raises CannotAnalyse(UNDECODABLE), RuntimeFailed(ENGINE_FAILED) where the disk has no room.
+
+def build(stack: Stack, workdir: Path, check_room: Callable[[int], None] = unlimited) -> Volume:
+    """Read every slice once, into `workdir`/volume.int16; before that `check_room` is asked about its bytes.
+
+    Raises CannotAnalyse(UNDECODABLE), CannotAnalyse(NO_ROOM), RuntimeFailed(ENGINE_FAILED), and what `check_room` does.
     """
     layout = stack.slices[0].header.layout
     shape = (len(stack.slices), layout.rows, layout.columns)
@@ -42,6 +48,7 @@ def build(stack: Stack, workdir: Path) -> Volume:
         raise CannotAnalyse(Reason.UNDECODABLE, "a slice does not say how its values become Hounsfield units")
     if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
         raise CannotAnalyse(Reason.UNDECODABLE, f"a volume of {shape} is not read")
+    check_room(int(np.prod(shape, dtype=np.int64)) * 2)
     hu = _mapped(workdir / "volume.int16", shape)
     for target, item in zip(hu, stack.slices, strict=True):
         _fill(target, item)
@@ -54,6 +61,8 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.int16]:
         with path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)) * 2)
     except OSError as error:
+        if error.errno in SHORTAGE:
+            raise CannotAnalyse(Reason.NO_ROOM, f"the volume cannot be written: {error.strerror}") from error
         raise RuntimeFailed(Reason.ENGINE_FAILED, f"the volume cannot be written: {error.strerror}") from error
     return np.memmap(path, np.int16, "r+", shape=shape)
 

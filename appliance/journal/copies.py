@@ -7,12 +7,14 @@ its series is not open (P4). Keep-times count appliance time: a box that was off
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from appliance.errors import StoreFailed
 from appliance.journal.jobs import CURSOR
 from appliance.journal.store import Journal
 
 CHUNK = 100
+KEEP = "keep "  # of the keys in `meta`, before a destination's name
 LINES = 10_000  # of history, looked at in one read
 #: An engine's deadline is a day at most. What is older keeps nobody's copy: a dead engine must not fill the disk.
 READ_WITHIN_MS = 2 * 86_400_000
@@ -33,8 +35,11 @@ class Keep:
 class Rules:
     """When a copy may go."""
 
-    keeps: Mapping[str, Keep]  #: by destination
+    keeps: Mapping[str, Keep]  #: by destination, those that the config has no longer included: see `remembered`
     unowed_keep_ms: int  #: of instances that are owed to nobody
+    gone: Keep  #: of a destination that nothing is remembered of
+    #: Scanners are refused for want of room: no copy waits for its series to close, since who is refused keeps it open.
+    short_of_room: bool = False
 
 
 def releasable(journal: Journal, rules: Rules, after: str) -> tuple[list[str], str]:
@@ -86,13 +91,29 @@ def let_go(journal: Journal, files: Collection[str]) -> set[str]:
     return found
 
 
+def check_explained(journal: Journal, unknown: Collection[str], in_flight: int) -> None:
+    """Before files without a row are removed: they must not be more than a crash can leave behind.
+
+    `in_flight`: files that may have been unfinished at one time. Raises StoreFailed: it is not the spool's journal.
+    """
+    most = in_flight + CHUNK
+    if len(unknown) <= most:
+        return
+    unexplained = len(unknown) - len(let_go(journal, unknown))
+    if unexplained > most:
+        raise StoreFailed(
+            f"the spool holds {unexplained} files that the journal does not know: is it the right journal?"
+            " `scanside recover` rebuilds it from the spool"
+        )
+
+
 def _may_go(query: Query, rules: Rules, file: str, now: int) -> bool:
     found = query(
         "SELECT i.id, i.tick, i.study_instance_uid, i.series_instance_uid FROM copy c"
         " JOIN instance i ON i.id=c.instance WHERE c.file=?",
         file,
     )
-    return bool(found) and _is_free(query, rules, found[0], now) and not _is_needed(query, found[0], now)
+    return bool(found) and _is_free(query, rules, found[0], now) and not _is_needed(query, rules, found[0], now)
 
 
 def _is_free(query: Query, rules: Rules, instance: sqlite3.Row, now: int) -> bool:
@@ -101,19 +122,17 @@ def _is_free(query: Query, rules: Rules, instance: sqlite3.Row, now: int) -> boo
         return bool(now >= instance["tick"] + rules.unowed_keep_ms)
     return all(
         row["state"] == "abandoned"
-        or _is_proven(row["state"], row["settled_tick"], rules.keeps.get(row["destination"]), now)
+        or _is_proven(row["state"], row["settled_tick"], rules.keeps.get(row["destination"], rules.gone), now)
         for row in deliveries
     )
 
 
-def _is_proven(state: str, settled_tick: int, keep: Keep | None, now: int) -> bool:
-    if keep is None:  # a destination the config no longer has: its proof is unknown, so only commitment frees
-        return state == "committed"
+def _is_proven(state: str, settled_tick: int, keep: Keep, now: int) -> bool:
     proofs = ("committed",) if keep.commitment else ("delivered", "committed")
     return state in proofs and now >= settled_tick + keep.keep_ms
 
 
-def _is_needed(query: Query, instance: sqlite3.Row, now: int) -> bool:
+def _is_needed(query: Query, rules: Rules, instance: sqlite3.Row, now: int) -> bool:
     """Whether an engine may still read it; so does analyse, as long as it has not looked at it at all."""
     if now >= instance["tick"] + READ_WITHIN_MS:
         return False
@@ -122,12 +141,25 @@ def _is_needed(query: Query, instance: sqlite3.Row, now: int) -> bool:
         "SELECT 1 FROM job WHERE study_instance_uid=? AND state NOT IN ('reported', 'superseded') LIMIT 1",
         instance["study_instance_uid"],
     )
-    still_open = query(
+    still_open = not rules.short_of_room and query(
         "SELECT 1 FROM series WHERE study_instance_uid=? AND series_instance_uid=? AND state='open'",
         instance["study_instance_uid"],
         instance["series_instance_uid"],
     )
     return bool(not looked_at or unfinished or still_open)
+
+
+def remember(journal: Journal, configured: Mapping[str, Keep]) -> None:
+    """Note what frees a copy at these destinations, for when the config has one of them no longer."""
+    with journal.write(durable=False) as tx:
+        for name, keep in configured.items():
+            tx.sql("INSERT OR REPLACE INTO meta VALUES (?,?)", (KEEP + name, json.dumps(asdict(keep))))
+
+
+def remembered(journal: Journal) -> dict[str, Keep]:
+    """What frees a copy at all destinations there ever were, as last configured."""
+    rows = journal.query("SELECT key, value FROM meta WHERE key>=? AND key<?", KEEP, KEEP + "\U0010ffff")
+    return {row["key"].removeprefix(KEEP): Keep(**json.loads(row["value"])) for row in rows}
 
 
 def note_tick(journal: Journal, *, durable: bool = False) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from appliance import states
+from appliance.journal import outbox
+from appliance.journal.performed import Stated
 from appliance.journal.rows import SERIES_COLUMNS, series_of
 from appliance.journal.store import Journal, Subject, Transaction
 from appliance.model import Arrival, Evidence, Kind, Origin, Owed, Series
@@ -25,6 +27,8 @@ GAP_FACTOR = 1.5
 MIN_GAPS = 200
 #: What comes later than this into a closed series is no pause of the sender's, but somebody's afterthought.
 LONGEST_PAUSE_MS = 600_000
+#: Silence that closes a series of which the scanner named instances that never came: longer than any engine's deadline.
+MISSING_SILENCE_MS = 2 * 86_400_000
 
 Routes = Callable[[Arrival], Sequence[Owed]]
 Holds = Callable[[str], bool]  # whether the spool still has a file
@@ -125,7 +129,9 @@ def _is_held(tx: Transaction, instance: int, holds: Holds) -> bool:
 
 
 def _repeat(tx: Transaction, arrival: Arrival, owed: Sequence[Owed], instance: int, *, redundant: bool) -> Recorded:
-    """The same bytes again: nothing new while they are owed; a repair if that was settled a while ago."""
+    """The same bytes again: nothing new while they are owed; a repair if that was settled a while ago, or if they were
+    missing.
+    """
     latest = {
         row["destination"]: row
         for row in tx.sql(
@@ -137,6 +143,7 @@ def _repeat(tx: Transaction, arrival: Arrival, owed: Sequence[Owed], instance: i
         tx.sql("INSERT INTO copy (file, instance) VALUES (?,?)", (arrival.file, instance))
     for delivery in again:
         insert_delivery(tx, instance, arrival.size, delivery)
+    outbox.requeue_found(tx, instance)
     tx.history(
         "repeated",
         _subject(arrival),
@@ -226,9 +233,17 @@ def open_series(journal: Journal) -> list[Series]:
     ]
 
 
-def evidence_for(series: Series, now: int, silence_ms: int, deaf_until: int = 0) -> Evidence | None:
-    """What says at `now` that the series is complete; None: nothing yet. See `silent_from`."""
-    if series.stated_count and series.arrivals >= series.stated_count:
+def evidence_for(
+    series: Series, now: int, silence_ms: int, deaf_until: int = 0, stated: Stated = Stated.NOTHING
+) -> Evidence | None:
+    """What says at `now` that the series is complete; None: nothing yet. See `silent_from`.
+
+    The scanner's own word is the strongest. Where it names instances that are not here no count says otherwise, and
+    the caller gives a silence of MISSING_SILENCE_MS: nothing may be read from a part of a series (P6).
+    """
+    if stated is Stated.ALL_HERE:
+        return Evidence.MPPS
+    if series.stated_count and series.arrivals >= series.stated_count and stated is not Stated.MISSING:
         return Evidence.COUNT
     if series.modality in SINGLE_IMAGE:
         return Evidence.SINGLE_IMAGE

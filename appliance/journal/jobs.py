@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from appliance.journal.identity import AlarmEvent, raise_alarm
 from appliance.journal.rows import (
     INSTANCE_SELECT,
     JOB_COLUMNS,
@@ -18,7 +19,7 @@ from appliance.journal.rows import (
     series_of,
 )
 from appliance.journal.store import Journal, Subject, Transaction
-from appliance.model import Evidence, Instance, Job, Outcome, Series
+from appliance.model import Evidence, Instance, Job, Outcome, Reason, Series
 from appliance.states import JOB, Event, JobState
 
 CURSOR = "assembled"
@@ -323,6 +324,8 @@ def _write_outcome(tx: Transaction, job: Job, outcome: Outcome) -> None:
         late=outcome.late,
         timings_ms=outcome.timings_ms,
     )
+    if outcome.reason is Reason.MIXED_IDENTITY:
+        raise_alarm(tx, AlarmEvent.MIXED, job.study_instance_uid)
 
 
 def step(tx: Transaction, job_id: int, state: JobState, event: Event, also: str = "1=1", *parameters: object) -> bool:

@@ -4,16 +4,17 @@ A claim lives in the memory of the one lane; here a delivery is queued until one
 start and end of the attempt that did it.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from appliance.journal.rows import DELIVERY_SELECT, delivery_of
 from appliance.journal.store import Journal, Subject, Transaction
-from appliance.model import Delivery, Urgency
+from appliance.model import Delivery, Owed, Urgency
 from appliance.states import DELIVERY, DeliveryState, Event
 
 UNROUTED = ""
 DESTINATION_GONE = "destination gone: it is no longer in the config"
+COPY_MISSING = "the local copy is missing"
 CHUNK = 500
 
 
@@ -64,6 +65,8 @@ def settle(journal: Journal, settlements: Sequence[Settlement]) -> None:
     with journal.write(durable=True) as tx:
         for settlement in settlements:
             delivery = settlement.delivery
+            if settlement.reason == COPY_MISSING and _has_other_copy(tx, delivery):
+                continue  # it came again meanwhile: still queued
             done = _step(tx, delivery.id, DeliveryState.QUEUED, settlement.event, settlement.reason)
             if not done:
                 continue
@@ -80,6 +83,11 @@ def settle(journal: Journal, settlements: Sequence[Settlement]) -> None:
                 ms=tx.tick - settlement.started_tick,
                 reason=settlement.reason,
             )
+
+
+def _has_other_copy(tx: Transaction, delivery: Delivery) -> bool:
+    row = tx.sql("SELECT 1 FROM copy WHERE instance=? AND file<>?", (delivery.instance_id, delivery.file)).fetchone()
+    return row is not None
 
 
 def hold_destinations_gone(journal: Journal, configured: Iterable[str]) -> int:
@@ -107,16 +115,51 @@ def _hold_some(journal: Journal, destination: str) -> int:
         return len(rows)
 
 
-def requeue(journal: Journal, delivery_id: int, by: str) -> bool:
-    """Queue a held delivery again. False: it is not held (any more), or has no destination: see `reroute`."""
+def requeue(journal: Journal, again: Mapping[int, Sequence[Owed]], by: str) -> set[int]:
+    """Queue held deliveries again, by id, all in one transaction; returns those that were.
+
+    An unrouted one goes to what stands beside its id: those that take it now. Others need nothing there.
+    """
     with journal.write(durable=True) as tx:
-        row = tx.sql(
-            "SELECT instance, destination FROM delivery WHERE id=? AND destination<>?", (delivery_id, UNROUTED)
-        ).fetchone()
-        if row is None or not _step(tx, delivery_id, DeliveryState.HELD, Event.REQUEUE, ""):
-            return False
+        return {delivery for delivery, owed in again.items() if _requeue(tx, delivery, owed, by)}
+
+
+def _requeue(tx: Transaction, delivery_id: int, owed: Sequence[Owed], by: str) -> bool:
+    row = tx.sql("SELECT instance, destination, size FROM delivery WHERE id=?", (delivery_id,)).fetchone()
+    if row is None or (row["destination"] == UNROUTED and not owed):
+        return False
+    if not _step(tx, delivery_id, DeliveryState.HELD, Event.REQUEUE, ""):
+        return False
+    if row["destination"] != UNROUTED:
         _tell(tx, row["instance"], "requeued", destination=row["destination"], by=by)
         return True
+    first, *others = owed
+    tx.sql(
+        "UPDATE delivery SET destination=?, urgency=? WHERE id=?", (first.destination, int(first.urgency), delivery_id)
+    )
+    for other in others:
+        tx.sql(
+            "INSERT INTO delivery (instance, destination, urgency, size, state, attempts, reason, created_tick,"
+            " started_tick, settled_tick) VALUES (?,?,?,?,?,0,'',?,0,0)",
+            (row["instance"], other.destination, int(other.urgency), row["size"], DELIVERY.initial, tx.tick),
+        )
+    _tell(tx, row["instance"], "rerouted", destinations=[one.destination for one in owed], by=by)
+    return True
+
+
+def requeue_found(tx: Transaction, instance: int) -> list[str]:
+    """Queue again what was held for want of a local copy, now that there is one; returns where to.
+
+    In the transaction that brings the copy: besides `hasten` all that another stage may change in a delivery.
+    """
+    rows = tx.sql(
+        "SELECT id, destination FROM delivery WHERE instance=? AND state=? AND reason=? AND destination<>?",
+        (instance, DeliveryState.HELD, COPY_MISSING, UNROUTED),
+    ).fetchall()
+    for row in rows:
+        _step(tx, row["id"], DeliveryState.HELD, Event.REQUEUE, "")
+        _tell(tx, instance, "requeued", destination=row["destination"], by="a copy that came again")
+    return [row["destination"] for row in rows]
 
 
 def abandon(journal: Journal, delivery_id: int, by: str, reason: str) -> bool:
@@ -135,27 +178,8 @@ def abandon(journal: Journal, delivery_id: int, by: str, reason: str) -> bool:
         return True
 
 
-def reroute(journal: Journal, delivery_id: int, destinations: Sequence[str], by: str) -> bool:
-    """Owe an unrouted, held delivery to the destinations that take it now."""
-    with journal.write(durable=True) as tx:
-        row = tx.sql("SELECT * FROM delivery WHERE id=? AND destination=''", (delivery_id,)).fetchone()
-        if row is None or not destinations or not _step(tx, delivery_id, DeliveryState.HELD, Event.REQUEUE, ""):
-            return False
-        tx.sql("UPDATE delivery SET destination=? WHERE id=?", (destinations[0], delivery_id))
-        for destination in destinations[1:]:
-            tx.sql(
-                "INSERT INTO delivery (instance, destination, urgency, size, state, attempts, reason, created_tick,"
-                " started_tick, settled_tick) VALUES (?,?,?,?,?,0,'',?,0,0)",
-                (row["instance"], destination, row["urgency"], row["size"], DELIVERY.initial, tx.tick),
-            )
-        _tell(tx, row["instance"], "rerouted", destinations=list(destinations), by=by)
-        return True
-
-
 def hasten(tx: Transaction, study_instance_uid: str) -> None:
-    """Move the queued images of an urgent study before routine ones (P7). An order of sending, not a transition: the
-    one thing another stage may change in a delivery.
-    """
+    """Move the queued images of an urgent study before routine ones (P7). An order of sending, not a transition."""
     tx.sql(
         "UPDATE delivery SET urgency=? WHERE state=? AND urgency=? AND instance IN"
         " (SELECT id FROM instance WHERE study_instance_uid=?)",

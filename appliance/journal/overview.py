@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from appliance.journal import commitments
+from appliance.journal.commitments import Promised
+from appliance.journal.identity import Alarm, alarms
 from appliance.journal.store import Journal
 
 
@@ -24,6 +27,8 @@ class Overview:
     unsorted: int  #: kept instances without a readable Study or Series UID
     jobs: dict[str, int]  #: unfinished ones by state
     owed: tuple[Owed, ...]
+    alarms: tuple[Alarm, ...]
+    commitments: tuple[Promised, ...]  #: requests for storage commitment that are not reported, by who asked
     tick: int
 
 
@@ -41,6 +46,8 @@ def overview(journal: Journal) -> Overview:
             )
         },
         owed=(*_queued(journal), *_held(journal)),
+        alarms=tuple(alarms(journal)),
+        commitments=tuple(commitments.waiting(journal)),
         tick=journal.clock.tick(),
     )
 

@@ -19,6 +19,7 @@ class Built:
 
     result: Result
     modality: str
+    patient: bytes  #: identity.of_inputs of what it was built from
     owed: Sequence[Owed]
 
 
@@ -67,7 +68,7 @@ def _record_result(tx: Transaction, job: Job, item: Built) -> None:
         study_instance_uid=job.study_instance_uid,
         series_instance_uid=result.series_instance_uid,
         modality=item.modality,
-        patient=b"",
+        patient=item.patient,
         calling_ae="",
         job=job.id,
     )
@@ -113,7 +114,8 @@ def restore(journal: Journal, restored: Restored) -> bool:
             )
         job = job_of(tx.sql(select, key).fetchone())
         modality = "SR" if result.kind is Kind.SR else "OT"
-        _record_result(tx, job, Built(result=result, modality=modality, owed=restored.owed))
+        patient = bytes.fromhex(story.get("patient", ""))
+        _record_result(tx, job, Built(result=result, modality=modality, patient=patient, owed=restored.owed))
         return True
 
 

@@ -2,7 +2,7 @@
 -- changes it. Times: tick = milliseconds of appliance time (clock.py), at = UTC for people. Order is by id, never by time.
 
 CREATE TABLE meta (
-    key TEXT PRIMARY KEY,           -- schema, journal_id, boot_id, boot_base_ms, last_tick
+    key TEXT PRIMARY KEY,           -- schema, journal_id, boot_id, boot_base_ms, last_tick, keep DESTINATION
     value TEXT NOT NULL
 ) WITHOUT ROWID;
 
@@ -19,7 +19,7 @@ CREATE TABLE instance (
     study_instance_uid TEXT NOT NULL,   -- '' = unsorted
     series_instance_uid TEXT NOT NULL,
     modality TEXT NOT NULL,
-    patient BLOB NOT NULL,          -- hash that tells patients apart, names none
+    patient BLOB NOT NULL,          -- hash that tells patients apart, names none; of a result: its inputs'
     calling_ae TEXT NOT NULL,
     job INTEGER,                    -- of a result
     tick INTEGER NOT NULL,
@@ -28,6 +28,7 @@ CREATE TABLE instance (
 );
 CREATE INDEX instance_of_job ON instance (job) WHERE job IS NOT NULL;
 CREATE INDEX instance_by_series ON instance (study_instance_uid, series_instance_uid);
+CREATE INDEX result_of_study ON instance (study_instance_uid) WHERE origin = 'result';
 
 -- A file in the spool that holds an instance. Born with the instance; owner: retain, which deletes the row and then
 -- the file. No row: the local copy was released.
@@ -36,6 +37,31 @@ CREATE TABLE copy (
     instance INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX copy_by_instance ON copy (instance);
+
+-- How much came in each hour of appliance time, some two weeks of it; and how much is held: what `status` reckons with.
+-- Kept by triggers, in the transaction that causes it: no stage can forget it, and nobody counts a million rows.
+CREATE TABLE intake (
+    hour INTEGER PRIMARY KEY,       -- tick / 3,600,000
+    instances INTEGER NOT NULL,
+    bytes INTEGER NOT NULL          -- of data sets
+);
+CREATE TRIGGER instance_came AFTER INSERT ON instance WHEN NEW.origin = 'received' BEGIN
+    DELETE FROM intake WHERE hour <= NEW.tick / 3600000 - 336;
+    INSERT INTO intake VALUES (NEW.tick / 3600000, 1, NEW.size)
+        ON CONFLICT (hour) DO UPDATE SET instances = instances + 1, bytes = bytes + excluded.bytes;
+END;
+CREATE TABLE held (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    copies INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+);
+INSERT INTO held VALUES (1, 0, 0);
+CREATE TRIGGER copy_kept AFTER INSERT ON copy BEGIN
+    UPDATE held SET copies = copies + 1, bytes = bytes + (SELECT size FROM instance WHERE id = NEW.instance);
+END;
+CREATE TRIGGER copy_released AFTER DELETE ON copy BEGIN
+    UPDATE held SET copies = copies - 1, bytes = bytes - (SELECT size FROM instance WHERE id = OLD.instance);
+END;
 
 -- Owner: receive.
 CREATE TABLE series (
@@ -97,6 +123,15 @@ CREATE TABLE cursor (
     value INTEGER NOT NULL
 ) WITHOUT ROWID;
 
+-- What `status` tells of patient identities for some days. Owner: analyse.
+CREATE TABLE alarm (
+    event TEXT NOT NULL,            -- journal.identity.AlarmEvent
+    study_instance_uid TEXT NOT NULL,
+    patient BLOB NOT NULL,          -- of the newcomer, as in instance
+    tick INTEGER NOT NULL,
+    PRIMARY KEY (event, study_instance_uid, patient)
+) WITHOUT ROWID;
+
 -- One instance owed to one destination. Born with the instance; owner: forward.
 CREATE TABLE delivery (
     id INTEGER PRIMARY KEY,
@@ -114,6 +149,51 @@ CREATE TABLE delivery (
 CREATE INDEX delivery_queued ON delivery (destination, urgency, id, size) WHERE state = 'queued';
 CREATE INDEX delivery_held ON delivery (destination, id, size) WHERE state = 'held';
 CREATE INDEX delivery_by_instance ON delivery (instance);
+
+-- What a peer asked us to answer for (storage commitment, PS3.4 Annex J), and so our promise to report. Born: receive;
+-- never changed; owner: retain, which deletes it some days after it was reported.
+CREATE TABLE commitment_request (
+    id INTEGER PRIMARY KEY,
+    calling_ae TEXT NOT NULL,       -- who asked, and is told
+    called_ae TEXT NOT NULL,        -- as whom it knows us
+    transaction_uid TEXT NOT NULL,
+    count INTEGER NOT NULL,         -- of references
+    tick INTEGER NOT NULL,
+    at TEXT NOT NULL,
+    refs BLOB NOT NULL,             -- zlib of JSON: [SOP class UID, SOP Instance UID], ...; last, since it is long
+    UNIQUE (calling_ae, transaction_uid)
+);
+
+-- What is reported of it. No row: not judged yet. Owner: forward; deleted with its request.
+CREATE TABLE commitment_report (
+    request INTEGER PRIMARY KEY,
+    state TEXT NOT NULL,            -- states.ReportState
+    judged_tick INTEGER NOT NULL,
+    reported_tick INTEGER NOT NULL,
+    failed BLOB NOT NULL            -- zlib of JSON: [position among the references, failure reason], ...
+);
+CREATE INDEX commitment_reported ON commitment_report (reported_tick) WHERE state = 'reported';
+
+-- A performed procedure step, as its modality tells it (MPPS, PS3.4 Annex F), and the series it says it made: evidence,
+-- kept for some weeks. Owner: receive.
+CREATE TABLE performed_step (
+    id INTEGER PRIMARY KEY,
+    sop_instance_uid TEXT NOT NULL UNIQUE,
+    calling_ae TEXT NOT NULL,
+    studies TEXT NOT NULL,          -- JSON: Study Instance UIDs
+    state TEXT NOT NULL,            -- states.StepState
+    created_tick INTEGER NOT NULL,
+    ended_tick INTEGER NOT NULL
+);
+CREATE INDEX performed_step_by_peer ON performed_step (calling_ae, id);
+CREATE TABLE performed_series (
+    step INTEGER NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    count INTEGER NOT NULL,         -- of instances
+    instances BLOB NOT NULL,        -- zlib of JSON: SOP Instance UIDs
+    PRIMARY KEY (step, series_instance_uid)
+);
+CREATE INDEX performed_series_by_uid ON performed_series (series_instance_uid);
 
 -- What happened (P11). Appended in the transaction of what it tells; per-instance lines are pruned some days after
 -- settlement, study lines stay.

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -20,9 +21,11 @@ from uuid import uuid4
 from appliance.errors import OutOfResources, StoreFailed
 from appliance.journal.clock import Clock, boot_id, boot_time_ms
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 BUSY_MS = 10_000
-CHECKPOINT_MS = 200  # a truncating checkpoint holds all writers up while it waits for readers
+CHECKPOINT_MS = 200  # a checkpoint of all holds all writers up while it waits for readers
+_WAL_INDEX = struct.Struct("=14xHI76xI")  # page size, frames, and how many of them are in the database
+_FRAME_HEADER = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,17 +156,18 @@ class Journal:
         rows = self.query(sql, *parameters)
         return rows[0] if rows else None
 
-    def checkpoint(self, *, truncate: bool = False) -> bool:
-        """Move the WAL into the database, with `truncate` all of it, so that nothing of it is needed any more.
+    def checkpoint(self, *, restart: bool = False, truncate: bool = False) -> bool:
+        """Move the WAL into the database, with the others all of it, so that nothing of it is needed any more.
 
+        `restart` keeps the file, to be written over: a commit's sync is much quicker where the file does not grow.
         False: a reader or another checkpoint was in the way. Raises StoreFailed, OutOfResources.
         """
         try:
             with (
-                self._exclusive() if truncate else self._reading(),
+                self._exclusive() if restart or truncate else self._reading(),
                 closing(_connect(self.path, CHECKPOINT_MS)) as own,
             ):
-                mode = "TRUNCATE" if truncate else "PASSIVE"
+                mode = "TRUNCATE" if truncate else "RESTART" if restart else "PASSIVE"
                 busy, _, _ = own.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:
             if _is_full(error):
@@ -186,9 +190,32 @@ class Journal:
         finally:
             reader.execute("ROLLBACK")
 
+    def give_back(self, pages: int, keep: int) -> int:
+        """Free at most so many unused pages of the file, as long as more than `keep` are unused; returns how many.
+
+        The next checkpoint makes the file shorter. In a transaction of its own, not synced: other writers wait, so ask
+        for few pages. Raises StoreFailed, OutOfResources.
+        """
+        spare = self._unused() - keep
+        if spare <= 0:
+            return 0
+        with self.write(durable=False) as tx:
+            before = self._unused(tx)
+            tx.sql(f"PRAGMA incremental_vacuum({min(pages, spare)})").fetchall()
+            return before - self._unused(tx)
+
+    def _unused(self, tx: Transaction | None = None) -> int:
+        rows = tx.sql("PRAGMA freelist_count").fetchall() if tx else self.query("PRAGMA freelist_count")
+        return int(rows[0][0])
+
     def wal_bytes(self) -> int:
-        wal = self.path.with_name(self.path.name + "-wal")
-        return wal.stat().st_size if wal.exists() else 0
+        """How much of the WAL is needed, however long its file is: by its index (sqlite.org/walformat.html, 2.1)."""
+        try:
+            with self.path.with_name(self.path.name + "-shm").open("rb") as index:
+                page_size, frames, moved = _WAL_INDEX.unpack(index.read(_WAL_INDEX.size))
+        except (FileNotFoundError, struct.error):
+            return 0
+        return int(frames * (page_size + _FRAME_HEADER)) if moved < frames else 0
 
     def close(self) -> None:
         """No more reads or writes: to ask for one is a bug and raises sqlite3.ProgrammingError."""

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +24,10 @@ LAST_WORDS = 400  # bytes of the log
 
 
 class Box:
-    """Leaving its `with` ends the processes, whatever state they are in."""
+    """Leaving its `with` ends the processes, whatever state they are in.
+
+    So does the end of the thread that called `start`, as with a SIGKILL to the whole program: nothing is left running.
+    """
 
     def __init__(self, folder: Path, options: Mapping[str, Any], stirred: threading.Event) -> None:
         """`options`: the configuration, without the state folder. `stirred`: see Patience."""
@@ -34,6 +38,7 @@ class Box:
         self._config = folder / "scanside.yaml"
         self._config.write_text(json.dumps({**options, "state": str(self.state)}, indent=2))
         self._process: subprocess.Popen[bytes] | None = None
+        self._bond: socket.socket | None = None  # the supervisor ends with its other end, or with our thread
 
     def __enter__(self) -> Self:
         return self
@@ -55,12 +60,16 @@ class Box:
         """Start it, and wait until all its processes are there. Raises RehearsalFailed."""
         for name in ("receive", "engines", "lanes"):
             self._facts_file(name).unlink(missing_ok=True)
-        with self.log.open("ab") as log:
+        command = [sys.executable, "-m", "appliance", "run", "--config", str(self._config)]
+        self._let_go()
+        self._bond, theirs = socket.socketpair()
+        with self.log.open("ab") as log, theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "appliance", "run", "--config", str(self._config)],
+                [*command, "--life", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
         self.patience.wait(self._is_up, "all processes of the appliance run", START_S)
@@ -77,6 +86,12 @@ class Box:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._bond is not None:
+            self._bond.close()
+            self._bond = None
 
     def journal(self) -> Journal:
         """A reader's way to its journal; the caller closes it."""

@@ -193,6 +193,8 @@ def confine(memory_mb: int) -> None:
     limit = memory_mb << 20 if most == resource.RLIM_INFINITY else min(memory_mb << 20, most)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, cpu = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))  # who starts us has a limit for each of its steps
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.suppress(OSError):

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from appliance.errors import CannotAnalyse
 from appliance.imaging import analysis
-from appliance.journal import jobs
+from appliance.journal import identity, jobs
 from appliance.journal.jobs import Duty
 from appliance.model import (
     Conclusion,
@@ -46,8 +46,9 @@ class Assembler:
         """Look at what is new, once; says whether anything changed."""
         arrived = jobs.arrived(self._desk.journal, LOOK_AT)
         if arrived:
-            duties = [duty for instance in arrived for duty in self._duties(instance)]
-            jobs.take_on(self._desk.journal, duties, arrived[-1].id)
+            duties = {instance.id: self._duties(instance) for instance in arrived}
+            self._note_identities([instance for instance in arrived if duties[instance.id]])
+            jobs.take_on(self._desk.journal, [duty for each in duties.values() for duty in each], arrived[-1].id)
             if len(arrived) == LOOK_AT:
                 return True
         changed = bool(arrived)
@@ -74,6 +75,10 @@ class Assembler:
         if not instance.study_instance_uid or not instance.series_instance_uid:
             return []  # unsorted: kept and forwarded, but no engine can say what it belongs to
         return [_duty(engine, instance) for engine in self._desk.engines if engine.answers_for(instance)]
+
+    def _note_identities(self, arrived: Sequence[Instance]) -> None:
+        for study in identity.note_changes(self._desk.journal, arrived):
+            self._desk.log("patient_identity_changed_after_a_result_left", study=study)
 
     def _pass_deadline(self, job: Job, engine: EngineOnDuty) -> bool:
         outcome = Outcome(

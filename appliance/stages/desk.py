@@ -6,6 +6,7 @@ from pathlib import Path
 
 from appliance.engine_package import EnginePackage
 from appliance.errors import CannotAnalyse
+from appliance.imaging import volume
 from appliance.journal.store import Journal
 from appliance.model import EngineIdentity, Instance, Job, Reason
 
@@ -41,6 +42,8 @@ class Desk:
     path: Callable[[str], Path]  #: spool file name -> path
     engines: Sequence[EngineOnDuty]
     log: Callable[..., None]
+    #: raises OutOfResources where so many bytes of scratch would take room that images need
+    check_scratch: Callable[[int], None] = volume.unlimited
 
     def engine(self, key: str) -> EngineOnDuty | None:
         return next((engine for engine in self.engines if engine.key == key), None)

@@ -48,6 +48,7 @@ class Outbox:
     log: Log
     changed: Callable[[], None]  #: a lane's state is other than before
     backoff: Callable[[int], float] = backoff_s  #: failures in a row -> seconds to wait
+    settled: Callable[[], None] = lambda: None  #: deliveries have been settled
 
 
 @dataclass(slots=True)
@@ -115,7 +116,7 @@ class Lane:
         if delivery is None:
             return self._rest()
         if not self._is_there(delivery):
-            self._settle(delivery, Event.REFUSE, "the local copy is missing", self._box.journal.clock.tick())
+            self._settle(delivery, Event.REFUSE, outbox.COPY_MISSING, self._box.journal.clock.tick())
             return 0.0
         try:
             self._send(delivery, self._open_for(delivery))
@@ -286,6 +287,7 @@ class Lane:
             self._hold_back(self._box.backoff(1))
             return
         self._unsettled = []
+        self._box.settled()
 
     def _wait(self, seconds: float) -> None:
         self._wake.wait(seconds)

@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from appliance.engine_manifest import Golden
-from appliance.errors import CannotAnalyse, RuntimeCancelled, RuntimeFailed
+from appliance.errors import CannotAnalyse, OutOfResources, RuntimeCancelled, RuntimeFailed
 from appliance.imaging import analysis
 from appliance.journal import jobs
 from appliance.model import Conclusion, EngineIdentity, Instance, Job, Outcome, Reason
@@ -24,6 +24,7 @@ from appliance.stages.desk import Desk, EarlyRun, EngineOnDuty, identity_of, unk
 from appliance.states import Event, JobState
 
 MAX_ATTEMPTS = 3
+FAILING_FROM = 2  # jobs in a row: one may be at fault itself
 GOLDEN_DEADLINE_S = 120.0
 
 
@@ -42,11 +43,12 @@ class _Run:
     loaded: LoadedEngine
     deadline_s: float
     cancelled: Cancelled
+    check_scratch: Callable[[int], None]
 
     def read(self, paths: Sequence[Path], folder: Path) -> Outcome:
-        """Files to outcome. Raises CannotAnalyse, RuntimeFailed."""
+        """Files to outcome. Raises CannotAnalyse, RuntimeFailed, OutOfResources for want of scratch."""
         begun = time.monotonic()
-        prepared = analysis.prepare(self.engine.package, paths, folder)
+        prepared = analysis.prepare(self.engine.package, paths, folder, self.check_scratch)
         prepared_at = time.monotonic()
         outputs = self.loaded.infer(prepared.inputs, self.deadline_s, self.cancelled)
         ran_at = time.monotonic()
@@ -84,7 +86,13 @@ class Inferrer:
         self._desk, self._loaded, self._unfit, self._workdir = desk, loaded, unfit, workdir
         self._stopping = stopping
         self._tried_early: dict[int, str] = {}  # job id -> its inputs then
+        self._failures: dict[str, dict[int, str]] = {}  # engine -> the jobs that failed since it last answered, and why
         self._unsettled: tuple[Job, Outcome] | None = None  # an outcome that the journal has not taken yet
+
+    @property
+    def failing(self) -> dict[str, str]:
+        """Engines that fail again and again, with what was said last."""
+        return {key: list(failed.values())[-1] for key, failed in self._failures.items() if len(failed) >= FAILING_FROM}
 
     def recover(self) -> None:
         """What is running but not here (the process died, or the journal was full) is tried again, or given up."""
@@ -140,6 +148,8 @@ class Inferrer:
         """
         self._unsettled = job, outcome
         concluded = jobs.conclude(self._desk.journal, job, Event.CONCLUDE, outcome)
+        if concluded and outcome.reason is Reason.MIXED_IDENTITY:
+            self._desk.log("patient_identity_mixed", study=job.study_instance_uid, engine=job.engine)
         if not concluded and outcome.conclusion is not Conclusion.NOT_ANALYSED:
             jobs.conclude_late(self._desk.journal, job, replace(outcome, late=True))
         self._unsettled = None
@@ -174,12 +184,32 @@ class Inferrer:
         if self._is_mixed(job, instances):
             return self._not_analysed(job, Reason.MIXED_IDENTITY, "the images name more than one patient")
         left_s = max(1.0, (job.deadline_tick - self._desk.journal.clock.tick()) / 1000)
-        run = _Run(engine=engine, loaded=loaded, deadline_s=left_s, cancelled=cancelled)
+        check_scratch = self._desk.check_scratch
+        run = _Run(engine=engine, loaded=loaded, deadline_s=left_s, cancelled=cancelled, check_scratch=check_scratch)
         try:
+            check_scratch(0)
             with TemporaryDirectory(dir=self._workdir) as folder:
-                return replace(run.read(self._desk.paths(instances), Path(folder)), evidence=job.evidence)
+                outcome = replace(run.read(self._desk.paths(instances), Path(folder)), evidence=job.evidence)
         except CannotAnalyse as error:
             return self._not_analysed(job, Reason(error.reason), str(error))
+        except OutOfResources as error:  # of the disk: images need what is left of it (P2)
+            return self._not_analysed(job, Reason.NO_ROOM, str(error))
+        except MemoryError:  # the limit of this process; a child that reaches its own says so itself
+            return self._not_analysed(job, Reason.ENGINE_FAILED, "the images take more memory than may be used")
+        except RuntimeCancelled:
+            raise
+        except RuntimeFailed as error:
+            self._note_failure(job, str(error))
+            raise
+        self._failures.pop(job.engine, None)
+        return outcome
+
+    def _note_failure(self, job: Job, why: str) -> None:
+        failed = self._failures.setdefault(job.engine, {})
+        failed.pop(job.id, None)
+        failed[job.id] = why
+        while len(failed) > FAILING_FROM:
+            del failed[next(iter(failed))]
 
     def _is_mixed(self, job: Job, instances: Sequence[Instance]) -> bool:
         """Whether the inputs and what else of their study is the engine's name more than one patient: a result is

@@ -2,7 +2,8 @@
 
 The spool's files say what was received and what was built; which of it had been delivered is lost, so all of it is owed
 once more: at least once, never lost. Results are not made again: their files tell which job they came from. A file
-that is not whole was cut short before it was acknowledged, or came so: it is put aside and told, for a person to judge.
+whose end is missing was never acknowledged: it is put aside and told, for a person to judge. One that is whole by its
+seal was promised to somebody, however malformed: it is kept and delivered, as at reception.
 """
 
 import json
@@ -15,8 +16,8 @@ from typing import Any
 from appliance.dimse.header import Part10, part10, read_header, walk_to_end
 from appliance.disk import SHORTAGE
 from appliance.errors import StoreFailed
-from appliance.file_head import read_file_head
-from appliance.journal import inbox, results
+from appliance.file_head import read_file_head, read_seal
+from appliance.journal import inbox, intake, results
 from appliance.journal.inbox import Routes
 from appliance.journal.results import Restored
 from appliance.journal.store import Journal
@@ -90,6 +91,7 @@ def recover(recovery: Recovery) -> Recovered:
             repeats += 1
         done += 1
         recovery.progress(done, total)
+    intake.forget(recovery.journal)
     recovery.received.own(recovery.journal.identity)  # last: a recovery that broke off must be begun anew
     return Recovered(
         instances=inbox.count_instances(recovery.journal) - restored,
@@ -103,6 +105,8 @@ def _whole(spool: Spool, files: Sequence[str], quarantined: list[str]) -> list[A
     arrivals = []
     for file in files:
         try:
+            if not spool.path(file).stat().st_size:
+                continue  # made ahead, and not begun: receive's next start sweeps it
             arrivals.append(_arrival(spool, file))
         except (ValueError, OSError) as error:
             _put_aside(spool, file, error, quarantined)
@@ -120,12 +124,12 @@ def _put_aside(spool: Spool, file: str, error: Exception, quarantined: list[str]
 def _arrival(spool: Spool, file: str) -> Arrival:
     """Raises ValueError for a file that is not whole."""
     path = spool.path(file)
-    stored = _checked(path)
+    stored, digest = _checked(path)
     return Arrival(
         sop_class_uid=stored.sop_class_uid,
         sop_instance_uid=stored.sop_instance_uid,
         transfer_syntax_uid=stored.transfer_syntax_uid,
-        digest=_digest(stored),
+        digest=digest,
         size=stored.size,
         file=file,
         calling_ae=read_file_head(path).calling_ae,
@@ -136,11 +140,20 @@ def _arrival(spool: Spool, file: str) -> Arrival:
     )
 
 
-def _checked(path: Path) -> Part10:
-    stored = part10(path)
-    if not walk_to_end(path, stored.data_set_offset, stored.transfer_syntax_uid):
+def _checked(path: Path) -> tuple[Part10, bytes]:
+    """Where its data set is, and the digest of it. Raises ValueError for a file that is not whole.
+
+    Without a seal (a file that somebody put back by hand, say) it must at least have the structure of a data set.
+    """
+    stored, sealed = part10(path), read_seal(path)
+    if sealed is None and not walk_to_end(path, stored.data_set_offset, stored.transfer_syntax_uid):
         raise ValueError("the data set does not end where the file ends")
-    return stored
+    if sealed is not None and sealed.size != stored.size:
+        raise ValueError("the data set is cut short")
+    digest = _digest(stored)
+    if sealed is not None and sealed.digest != digest:
+        raise ValueError("the data set is not what was written")
+    return stored, digest
 
 
 def _digest(stored: Part10) -> bytes:
@@ -153,7 +166,7 @@ def _restored(recovery: Recovery, file: str, quarantined: list[str]) -> Restored
     """What a result's file tells; None: it is not whole, and was put aside."""
     path = recovery.results.path(file)
     try:
-        stored = _checked(path)
+        stored, digest = _checked(path)
         story = json.loads(read_file_head(path).private)
         result = Result(
             kind=Kind(story["kind"]),
@@ -161,7 +174,7 @@ def _restored(recovery: Recovery, file: str, quarantined: list[str]) -> Restored
             sop_instance_uid=stored.sop_instance_uid,
             series_instance_uid=story["result_series_instance_uid"],
             transfer_syntax_uid=stored.transfer_syntax_uid,
-            digest=_digest(stored),
+            digest=digest,
             size=stored.size,
             file=file,
         )

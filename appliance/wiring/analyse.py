@@ -1,6 +1,7 @@
 """The analyse process: assemble and report in one thread, infer in another, engines in runtime children."""
 
 import os
+import resource
 import shutil
 import sys
 import threading
@@ -8,12 +9,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from appliance import engine_package, routing
 from appliance.config import Config, EngineMode
 from appliance.errors import OutOfResources, PackageInvalid, RuntimeFailed
-from appliance.journal import inbox
+from appliance.journal import copies, inbox
+from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.logs import configure
 from appliance.model import Instance, Kind, Owed, Priority
@@ -28,36 +31,65 @@ from appliance.stages.report.context import Built
 from appliance.stages.report.stage import Press, Reporter
 from appliance.stages.report.warm import warm_up
 from appliance.wakeup import SLOW_POLL_S, Bell
-from appliance.wiring.common import EX_OK, Log, Worker, join, open_journal, open_spool, publish_facts
+from appliance.wiring.common import (
+    EX_LATCHED,
+    EX_OK,
+    MB,
+    Log,
+    Worker,
+    join,
+    latching,
+    open_journal,
+    open_spool,
+    publish_facts,
+    wait_until_proved,
+)
+from appliance.wiring.engines import EngineFacts
 
 JOURNAL_FULL_PAUSE_S = 2.0
+LOOK_EVERY_S = 1.0
+STEP_CPU_S = 600  #: of processor time from the last beginning of a step; a decoder that spins in C ends by a signal
 HUNG_AFTER_S = 120.0  # beyond what deadlines allow
 NICE = 10  # decoding and building may take seconds; what receive and forward do takes milliseconds, and goes first
+RESULTS_AT_A_TIME = 16  # of one job: what a crash may leave without a row
 CHANCES = 3  # of an engine whose child dies while it is loaded: memory may be short just now
 
 
 class Analysis:
     """Two threads over one journal: what is quick (assemble, report), and what is not (infer)."""
 
-    def __init__(self, config: Config, life: Life, log: Log) -> None:
+    def __init__(self, config: Config, spool: Spool, life: Life, log: Log) -> None:
         self._config, self._life, self._log = config, life, log
-        spool = open_spool(config, "results")
-        journal = open_journal(config, "analyse", spool.free_reserve)
-        join(spool, journal)
-        self.latch = spool.latch
-        for name in inbox.unknown_files(journal, spool.files()):
-            spool.remove(name)
+        with latching(spool):
+            journal = open_journal(config, "analyse", spool.free_reserve)
+            join(spool, journal)
+            _sweep(journal, spool, log)
         self._bell = Bell(config.run_dir, "analyse")
         self._go = threading.Event()
         self._engines, self._unfit = _packages(config, log)
         self._loaded: dict[str, LoadedEngine] = {}
-        desk = Desk(journal=journal, path=spool.path, engines=self._engines, log=log)
+        desk = Desk(journal=journal, path=spool.path, engines=self._engines, log=log, check_scratch=spool.check_scratch)
         self._assembler = Assembler(desk)
         self._reporter = Reporter(desk, _press(config, self._bell, spool))
         workdir = config.state_dir / "work"
         shutil.rmtree(workdir, ignore_errors=True)  # volumes of runs that were cut short
         workdir.mkdir(parents=True)
         self._inferrer = Inferrer(desk, self._loaded, self._unfit, workdir, life.stopping.is_set)
+        self._runtime = ChildRuntime(
+            ChildSettings(
+                interpreter=Path(config.analyse.python or sys.executable),
+                threads=config.analyse.threads,
+                memory_mb=config.analyse.memory_mb,
+            )
+        )
+        self._facts = EngineFacts(
+            engines=self._engines,
+            loaded=self._loaded,
+            unfit=self._unfit,
+            publish=partial(publish_facts, config, "engines"),
+            utc=journal.clock.utc,
+            log=log,
+        )
         self._longest_step_s = HUNG_AFTER_S + 2 * max((one.deadline_ms / 1000 for one in self._engines), default=0)
         self._step_began: dict[str, float] = {}  # thread -> monotonic seconds
 
@@ -72,6 +104,7 @@ class Analysis:
     @contextmanager
     def _timed(self, thread: str) -> Iterator[None]:
         self._step_began[thread] = time.monotonic()
+        _limit_cpu(STEP_CPU_S)
         try:
             yield
         finally:
@@ -93,6 +126,7 @@ class Analysis:
     def infer(self) -> None:
         self._load()
         while not self._life.stopping.is_set():
+            self._facts.tell(self._inferrer.failing, self._runtime.abandoned)
             self._go.clear()
             try:
                 with self._timed("infer"):
@@ -120,19 +154,10 @@ class Analysis:
 
     def _load(self) -> None:
         """Load each engine and let it prove itself on its golden cases: only verified engines serve (P8)."""
-        runtime: Runtime = ChildRuntime(
-            ChildSettings(
-                interpreter=Path(self._config.analyse.python or sys.executable),
-                threads=self._config.analyse.threads,
-                memory_mb=self._config.analyse.memory_mb,
-            )
-        )
-        why_not = runtime.probe() and runtime.probe()
+        why_not = self._runtime.probe() and self._runtime.probe()
         for engine in self._engines:
-            if fault := self._unfit.get(engine.key) or why_not or self._verify(runtime, engine):
+            if fault := self._unfit.get(engine.key) or why_not or self._verify(self._runtime, engine):
                 self._unfit[engine.key] = fault
-            self._log("engine", engine=engine.key, serves=engine.key in self._loaded, reason=fault)
-        publish_facts(self._config, "engines", _facts(self._engines, self._loaded, self._unfit))
 
     def _verify(self, runtime: Runtime, engine: EngineOnDuty) -> str:
         """Let it serve from now on; returns why it may not, "" if it may."""
@@ -153,24 +178,55 @@ class Analysis:
         return fault
 
 
+def _limit_memory(size: int) -> None:
+    """What this process may write to: decoders see what strangers sent. Its children have limits of their own.
+
+    RLIMIT_DATA and not RLIMIT_AS, which would count the volumes that are mapped from disk, and what is only reserved.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (size if most == resource.RLIM_INFINITY else min(size, most), most))
+
+
+def _limit_cpu(seconds: int) -> None:
+    """From now on. The job at work then counts as broken off, and is given up the third time."""
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    ours = int(time.process_time()) + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (ours if most == resource.RLIM_INFINITY else min(ours, most), most))
+
+
 def run(config: Config, life: Life) -> int:
     os.nice(NICE)
+    _limit_memory(config.analyse.read_memory_mb * MB)
     log = configure("analyse").info
-    analysis = Analysis(config, life, log)
+    spool = open_spool(config, "results")
+    if not wait_until_proved(spool, life, log):
+        return EX_OK
+    analysis = Analysis(config, spool, life, log)
     workers = [
-        Worker("assemble", analysis.assemble_and_report, life, log, analysis.latch),
-        Worker("infer", analysis.infer, life, log, analysis.latch),
+        Worker("assemble", analysis.assemble_and_report, life, log, spool.latch),
+        Worker("infer", analysis.infer, life, log, spool.latch),
     ]
     life.ready()
     log("analysing")
-    while not life.stopping.wait(SLOW_POLL_S):
+    while not life.stopping.wait(LOOK_EVERY_S) and not spool.latched():
         if all(worker.alive for worker in workers) and not analysis.hangs:
             life.beat()
+    life.stopping.set()
     analysis.wake()
     for worker in workers:
         worker.join(1.0)
     analysis.close()
-    return max((worker.status for worker in workers), default=EX_OK)
+    return EX_LATCHED if spool.latched() else max((worker.status for worker in workers), default=EX_OK)
+
+
+def _sweep(journal: Journal, spool: Spool, log: Log) -> None:
+    """Remove results that were stored and not reported: they are built again. Raises StoreFailed."""
+    unknown = [name for files in spool.walk() for name in inbox.unknown_files(journal, files)]
+    copies.check_explained(journal, unknown, RESULTS_AT_A_TIME)
+    for name in unknown:
+        spool.remove(name)
+    if unknown:
+        log("swept", files=len(unknown))
 
 
 def _packages(config: Config, log: Log) -> tuple[list[EngineOnDuty], dict[str, str]]:
@@ -202,23 +258,6 @@ def _packages(config: Config, log: Log) -> tuple[list[EngineOnDuty], dict[str, s
             )
         )
     return engines, unfit
-
-
-def _facts(
-    engines: Sequence[EngineOnDuty], loaded: dict[str, LoadedEngine], unfit: dict[str, str]
-) -> dict[str, object]:
-    """What `status` shows. Without a readable manifest nobody knows which studies are an engine's: not on duty."""
-    on_duty = {
-        engine.key: {
-            "serves": engine.key in loaded,
-            "on_duty": True,
-            "publish": engine.publish,
-            "reason": unfit.get(engine.key, ""),
-        }
-        for engine in engines
-    }
-    unknown = {key: {"serves": False, "on_duty": False, "publish": False, "reason": why} for key, why in unfit.items()}
-    return {**unknown, **on_duty}
 
 
 def _press(config: Config, bell: Bell, spool: Spool) -> Press:

@@ -1,10 +1,11 @@
 """What all processes are made of."""
 
+import errno
 import json
 import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from traceback import extract_tb
 
@@ -24,24 +25,52 @@ EX_LATCHED = 75  #: a write or sync failed: the next start proves the disk first
 
 HOUR_MS = 3_600_000
 MB = 1 << 20
+LATCH_LOOK_S = 0.5
 PLACES = 4  # of a failure's traceback, the innermost
 
 Log = Callable[..., None]
 
 
-def open_spool(config: Config, area: str) -> Spool:
+def open_spool(config: Config, area: str, ahead: int = 1) -> Spool:
     reserve = Reserve(
         free_bytes=config.reserve.free_mb * MB,
         free_inodes=config.reserve.free_inodes,
         journal_bytes=config.reserve.journal_mb * MB,
     )
-    return Spool(config.spool_dir, area, reserve)
+    return Spool(config.spool_dir, area, reserve, ahead)
 
 
 def open_journal(config: Config, process: str, on_full: Callable[[], bool] = lambda: False) -> Journal:
     """Raises StoreFailed."""
     make_folder(config.state_dir)
     return Journal(config.journal_path, process, on_full=on_full)
+
+
+@contextmanager
+def latching(spool: Spool) -> Iterator[None]:
+    """A write or sync that fails before there are workers is as final as later: all stop, the disk is proved (P1)."""
+    try:
+        yield
+    except StoreFailed as error:
+        if not isinstance(error.__cause__, StoreFailed | None):  # the system's word, not a journal of somebody else's
+            spool.latch(str(error))
+        raise
+    except OSError as error:
+        if error.errno == errno.EIO:
+            spool.latch(str(error))
+        raise
+
+
+def wait_until_proved(spool: Spool, life: Life, log: Log) -> bool:
+    """While the store is latched nothing may be written to it: receive proves the disk (P1). False: told to stop."""
+    if reason := spool.latched():
+        log("latched", reason=reason)
+        life.ready()
+    while spool.latched():
+        life.beat()
+        if life.stopping.wait(LATCH_LOOK_S):
+            return False
+    return True
 
 
 def join(spool: Spool, journal: Journal) -> None:
@@ -69,7 +98,7 @@ def publish_facts(config: Config, name: str, facts: dict[str, object]) -> None:
         temporary.rename(target)
 
 
-def _without_values(error: Exception) -> str:
+def without_values(error: BaseException) -> str:
     """What failed, and where. The words of errors that are not ours may quote a data set: patient data (P10)."""
     where = " < ".join(
         f"{Path(f.filename).name}:{f.lineno}" for f in reversed(extract_tb(error.__traceback__)[-PLACES:])
@@ -106,6 +135,6 @@ class Worker:
             self._log("store_failed", worker=self._thread.name, reason=str(error))
         except Exception as error:
             self.status = EX_FAILED
-            self._log("worker_failed", worker=self._thread.name, reason=_without_values(error))
+            self._log("worker_failed", worker=self._thread.name, reason=without_values(error))
         if self.status:
             self._life.stopping.set()

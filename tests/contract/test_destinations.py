@@ -2,21 +2,35 @@
 
 import hashlib
 import resource
+import socket
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from appliance.destinations.dimse import DimseNode, judge
 from appliance.destinations.folder import Folder
+from appliance.dimse.association import (
+    ACCEPTED,
+    AcceptedContext,
+    AssociateAccept,
+    AssociateRequest,
+    decode_request,
+    encode_accept,
+)
 from appliance.dimse.header import part10
+from appliance.dimse.pdu import encode_release_rp
 from appliance.dimse.requestor import Target
 from appliance.dimse.small_pacs import ScriptedPacs, SmallPacs
+from appliance.dimse.sop_classes import VERIFICATION
 from appliance.errors import DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
 from appliance.ports import Destination
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
+SR = "1.2.840.10008.5.1.4.1.1.88.33"
 EXPLICIT = "1.2.840.10008.1.2.1"
 
 
@@ -246,6 +260,83 @@ def test_what_the_node_did_not_accept_is_refused_and_what_was_not_proposed_is_no
         item.path.write_bytes(item.path.read_bytes().replace(CT.encode() + b"\0", b"1.2.3.4".ljust(26, b"\0")))
         with node.open([foreign]) as session, pytest.raises(ObjectRefused, match="not accepted"):
             session.send(foreign, item.path)
+
+
+class Node:
+    """A node that takes associations with these SOP classes only; `takes` may be changed between two."""
+
+    def __init__(self, *takes: str) -> None:
+        self.takes = takes
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    connection.settimeout(10)
+                    connection.sendall(self._accepting(decode_request(self._pdu(connection))))
+                    self._pdu(connection)  # the release, or the end
+                    connection.sendall(encode_release_rp())
+
+    def _accepting(self, request: AssociateRequest) -> bytes:
+        contexts = tuple(
+            AcceptedContext(
+                id=one.id,
+                result=ACCEPTED if one.abstract_syntax in self.takes else 2,
+                transfer_syntax=one.transfer_syntaxes[0],
+            )
+            for one in request.contexts
+        )
+        return encode_accept(AssociateAccept(called_ae="PACS", calling_ae="SCANSIDE", contexts=contexts, max_pdu=16384))
+
+    @staticmethod
+    def _pdu(connection: socket.socket) -> bytes:
+        header = connection.recv(6, socket.MSG_WAITALL)
+        return connection.recv(int.from_bytes(header[2:6], "big"), socket.MSG_WAITALL) if header else b""
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    made = Node()
+    yield made
+    made.close()
+
+
+def test_a_node_that_takes_no_context_at_all_suspends_the_lane(node: Node, make: Make) -> None:
+    item = make(1)
+    with pytest.raises(DestinationRefused, match="no presentation context"):
+        DimseNode(target(node.port)).open([item])
+
+
+def test_what_a_node_never_took_is_the_objects_fault_and_what_it_took_before_is_the_nodes(
+    node: Node, make: Make
+) -> None:
+    item, destination = make(1), DimseNode(target(node.port))
+    node.takes = (VERIFICATION,)
+    with destination.open([item]) as session, pytest.raises(ObjectRefused, match="not accepted"):
+        session.send(item, item.path)
+    node.takes = (VERIFICATION, CT)
+    with destination.open([item]):
+        pass
+    node.takes = (VERIFICATION,)
+    with pytest.raises(DestinationRefused, match="no presentation context"):
+        destination.open([item])
+    node.takes = (SR,)
+    with (
+        destination.open([item, replace(item, sop_class_uid=SR)]) as session,
+        pytest.raises(ObjectRefused, match="not accepted"),
+    ):
+        session.send(item, item.path)
 
 
 def test_a_file_that_holds_another_object_is_not_sent(tmp_path: Path, make: Make) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.certificates import Papers, make_papers
 from tests.keeping import Memory, Server, descriptors
 from tests.scanner import Witness, limits, listening
 from tests.waiting import eventually
@@ -21,3 +22,8 @@ def server() -> Iterator[Server]:
     eventually(lambda: threading.active_count() <= threads, what="no thread is left")
     assert descriptors() <= files
     assert memory.open == []
+
+
+@pytest.fixture(scope="session")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    return make_papers(tmp_path_factory.mktemp("papers"))

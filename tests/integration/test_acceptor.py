@@ -2,6 +2,7 @@
 
 import struct
 import subprocess
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -9,14 +10,14 @@ import pynetdicom
 import pytest
 from pydicom import dcmread
 
-from appliance.dimse.admission import Peer
+from appliance.dimse.admission import WAITING_SLOTS, Hold, Peer, Policy, Slots
 from appliance.dimse.association import Rejection
 from appliance.dimse.command import Command, encode
 from appliance.dimse.pdu import PduType, encode_abort, encode_p_data, encode_release_rq
 from appliance.errors import DataSetRefused, OutOfResources, StoreFailed
 from tests.journals import CT_IMAGE, SERIES
 from tests.keeping import Memory, Server, echo
-from tests.scanner import CT01, Client, Witness, data_set, limits, listening, part10, store_message
+from tests.scanner import CT01, LIMITS, Client, Witness, data_set, limits, listening, part10, store_message
 from tests.waiting import eventually
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
@@ -225,10 +226,38 @@ def test_a_crowd_of_strangers_keeps_no_known_peer_out() -> None:
     with listening(Memory(), witness, peers=(elsewhere,)) as there:
         crowd = [Client(there.port) for _ in range(20)]
         eventually(lambda: len(witness.rejections) == 12)  # eight are heard out, the others are shut out at once
-        assert there.acceptor._slots.take("192.0.2.5") == "slot"
-        there.acceptor._slots.give_back("192.0.2.5", "slot")
+        assert there.acceptor._slots.arrive(1_000, "192.0.2.5") == (Hold.WAITING, None)
+        assert there.acceptor._slots.settle(1_000)
+        there.acceptor._slots.give_back(1_000)
         for client in crowd:
             client.socket.close()
+
+
+@pytest.mark.promise("P9")
+def test_whoever_connects_and_says_nothing_takes_no_slot_not_even_at_the_scanners_own_address() -> None:
+    """Slots are for requests; of those that wait, the oldest must go when there are too many."""
+    witness = Witness()
+    with listening(Memory(), witness, limits(associations=2, associations_per_peer=2)) as there:
+        server = Server(Memory(), witness, there)
+        silent = [Client(there.port) for _ in range(WAITING_SLOTS + 5)]
+        eventually(lambda: len(witness.rejections) == 5)
+        with server.client() as client:
+            assert client.store(1).status == 0
+        assert silent[0].is_closed()
+        for one in silent:
+            one.socket.close()
+
+
+def test_of_those_that_wait_the_oldest_of_the_address_that_has_most_goes() -> None:
+    peers = [replace(CT01, network=ip_network("192.0.2.0/24"))]
+    slots = Slots(LIMITS, Policy(ae_title="SCANSIDE", any_called_ae=False, peers=peers, accepts=bool))
+    for number in range(WAITING_SLOTS):
+        slots.arrive(number, "192.0.2.1" if number in (0, 5) else "192.0.2.2")
+    assert slots.arrive(100, "192.0.2.1") == (Hold.WAITING, 1)
+    assert slots.settle(0)
+    assert not slots.settle(1)
+    slots.give_back(1)
+    assert slots.arrive(101, "192.0.2.3") == (Hold.WAITING, None)
 
 
 # How associations end

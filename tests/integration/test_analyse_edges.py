@@ -19,7 +19,8 @@ from appliance import engine_package
 from appliance.config import Config
 from appliance.engine_package import EnginePackage
 from appliance.errors import OutOfResources, RuntimeCancelled, RuntimeFailed
-from appliance.journal import inbox, jobs, lookup, results
+from appliance.journal import identity, inbox, jobs, lookup, results
+from appliance.journal.identity import AlarmEvent
 from appliance.journal.store import Journal
 from appliance.model import Conclusion, Evidence, Job, Kind, Owed, Reason, Urgency
 from appliance.ports import Array
@@ -28,8 +29,10 @@ from appliance.stages.assemble import Assembler
 from appliance.stages.desk import Desk, EngineOnDuty
 from appliance.stages.infer import Inferrer, golden_fault
 from appliance.stages.report.stage import Press, Reporter
+from appliance.stages.report.wording import CORRECTION_TEXT
 from appliance.states import Event, JobState
 from appliance.wiring import analyse
+from appliance.wiring.engines import EngineFacts
 from tests.journals import Hands, arrival, events, receive
 from tests.slices import ct_slice, film, save
 
@@ -466,11 +469,117 @@ def test_a_study_that_names_two_patients_is_not_analysed(rig: Rig) -> None:
     last = rig.jobs()[-1]
     assert last.outcome is not None
     assert last.outcome.reason is Reason.MIXED_IDENTITY
+    assert [one.event for one in identity.alarms(rig.journal)] == [AlarmEvent.MIXED]
+    assert "patient_identity_mixed" in rig.logged
+
+
+def words_of(report: Dataset) -> str:
+    return " ".join(str(item.value) for item in report.iterall() if item.keyword == "TextValue")
+
+
+@pytest.mark.promise("P6")
+def test_when_the_patient_changes_after_a_result_left_all_are_told_and_the_next_result_corrects_it(rig: Rig) -> None:
+    rig.arrive(a_film())
+    rig.run()
+    assert not identity.alarms(rig.journal)
+    rig.arrive(a_film(PatientID="2"), patient=b"q" * 32)
+    rig.arrive(a_film(PatientID="2", InstanceNumber=7), patient=b"q" * 32)
+    rig.run()
+
+    (alarm,) = identity.alarms(rig.journal)
+    assert (alarm.event, alarm.study_instance_uid) == (AlarmEvent.CHANGED, "1.2.3")
+    assert rig.logged.count("patient_identity_changed_after_a_result_left") == 1
+    assert events(rig.journal, study_instance_uid="1.2.3").count("patient_identity_changed") == 1
+    first, *_, last = rig.results()
+    assert CORRECTION_TEXT not in words_of(first)
+    assert CORRECTION_TEXT in words_of(last)
+    (earlier,) = last.PredecessorDocumentsSequence
+    named = earlier.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    assert named in {one.SOPInstanceUID for one in rig.results()}
+    assert last.PatientID == "2"
+
+
+def test_a_revision_with_the_same_patient_corrects_no_identity(rig: Rig) -> None:
+    rig.arrive(a_film())
+    rig.run()
+    rig.arrive(a_film(InstanceNumber=7))
+    rig.run()
+    assert not identity.alarms(rig.journal)
+    assert CORRECTION_TEXT not in words_of(rig.results()[-1])
+
+
+def test_alarms_are_shown_for_a_week(rig: Rig) -> None:
+    rig.arrive(a_film())
+    rig.run()
+    rig.arrive(a_film(PatientID="2"), patient=b"q" * 32)
+    rig.run()
+    rig.hands.ms += identity.SHOWN_MS + 1
+    assert not identity.alarms(rig.journal)
+    rig.arrive(a_film(InstanceNumber=9), patient=b"p" * 32)
+    rig.run()
+    assert len(identity.alarms(rig.journal)) == 1
 
 
 def engines_dir(folder: Path) -> Path:
     shutil.copytree(ENGINES / "cxr-acquisition", folder / "engines" / "cxr-acquisition")
     return folder / "engines" / "cxr-acquisition"
+
+
+class Told(list[dict[str, Any]]):
+    """What `status` is told of engines; the time is moved by hand."""
+
+    def __init__(self, engines: Sequence[EngineOnDuty], loaded: Mapping[str, Fake], unfit: Mapping[str, str]) -> None:
+        self.now = "monday"
+        self.facts = EngineFacts(
+            engines=engines,
+            loaded=loaded,
+            unfit=unfit,
+            publish=self.append,
+            utc=lambda: self.now,
+            log=lambda *_, **__: None,
+        )
+
+
+def told(engines: Sequence[EngineOnDuty], loaded: Mapping[str, Fake], unfit: Mapping[str, str]) -> Told:
+    made = Told(engines, loaded, unfit)
+    made.facts.tell({}, ())
+    return made
+
+
+@pytest.mark.promise("P6")
+def test_an_engine_that_fails_again_and_again_is_off_until_it_answers(rig: Rig) -> None:
+    def fail() -> Array:
+        raise RuntimeFailed(Reason.ENGINE_FAILED, "the child was killed by SIGKILL")
+
+    key = rig.desk.engines[0].key
+    status = told(rig.desk.engines, {key: rig.fake}, {})
+    rig.fake.answer = fail
+    for study in ("1.2.3", "1.2.4", "1.2.5"):
+        rig.arrive(a_film(study))
+        rig.run()
+        status.now += "+"
+        status.facts.tell(rig.inferrer.failing, ())
+    rig.fake.answer = lambda: NOTHING
+    rig.arrive(a_film("1.2.6"))
+    rig.run()
+    status.facts.tell(rig.inferrer.failing, ())
+    off = {"serves": False, "reason": "the child was killed by SIGKILL", "since": "monday++"}
+    on = {"serves": True, "reason": "", "since": ""}
+    assert [{name: fact[key][name] for name in on} for fact in status] == [on, off, on]
+
+
+@pytest.mark.promise("P6")
+def test_a_child_that_cannot_be_killed_turns_all_engines_off_until_it_is_gone(rig: Rig) -> None:
+    key = rig.desk.engines[0].key
+    status = told(rig.desk.engines, {key: rig.fake}, {})
+    status.facts.tell({}, (4711,))
+    status.facts.tell({}, (4711,))
+    status.facts.tell({}, ())
+    assert [(fact[key]["serves"], "4711" in fact[key]["reason"]) for fact in status] == [
+        (True, False),
+        (False, True),
+        (True, False),
+    ]
 
 
 @pytest.mark.promise("P6")
@@ -483,18 +592,19 @@ def test_an_engine_whose_files_were_altered_keeps_its_duties_and_does_not_serve(
     engines, unfit = analyse._packages(config, lambda *_, **__: None)
     assert [engine.key for engine in engines] == ["cxr-acquisition@0.1.0"]
     assert "altered" in unfit["cxr-acquisition@0.1.0"]
-    facts: Any = analyse._facts(engines, {}, unfit)
+    facts: Any = told(engines, {}, unfit)[-1]
     assert facts["cxr-acquisition@0.1.0"] | {"reason": ""} == {
         "serves": False,
         "on_duty": True,
         "publish": False,
         "reason": "",
+        "since": "monday",
     }
 
     (package / "engine.yaml").write_text("schema: 1")
     engines, unfit = analyse._packages(config, lambda *_, **__: None)
     assert engines == []
-    facts = analyse._facts(engines, {}, unfit)
+    facts = told(engines, {}, unfit)[-1]
     assert not facts["cxr-acquisition"]["on_duty"]
 
 

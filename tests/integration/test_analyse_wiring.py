@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from appliance.config import Config
+from appliance.errors import StoreFailed
+from appliance.journal import copies
+from appliance.journal.store import Journal
 from appliance.life import Life
-from appliance.wiring.analyse import HUNG_AFTER_S, Analysis, _utc_offset
+from appliance.spool import Reserve, Spool
+from appliance.wiring.analyse import HUNG_AFTER_S, RESULTS_AT_A_TIME, Analysis, _utc_offset
+from appliance.wiring.common import open_spool
 
 
 @pytest.fixture
@@ -26,10 +31,45 @@ def test_a_result_of_summer_bears_summer_time_whenever_the_box_was_started(in_lo
     assert _utc_offset(datetime(2026, 12, 1, tzinfo=UTC)) == timedelta(0)
 
 
+def results_of_another(tmp_path: Path, number: int) -> Spool:
+    (tmp_path / "run").mkdir()
+    spool = Spool(tmp_path / "spool", "results", Reserve(free_bytes=0, free_inodes=0, journal_bytes=0))
+    for _ in range(number):
+        file = spool.begin(b"head")
+        file.write([memoryview(b"a result")])
+        file.finish()
+    journal = Journal(tmp_path / "journal.sqlite", "test")
+    spool.own(journal.identity)
+    journal.close()
+    return spool
+
+
+def started(tmp_path: Path) -> Analysis:
+    config = Config(state=tmp_path, engines_dir=tmp_path)
+    return Analysis(config, open_spool(config, "results"), Life(), lambda *_, **__: None)
+
+
+@pytest.mark.promise("P4")
+def test_a_journal_that_knows_none_of_many_results_removes_none(tmp_path: Path) -> None:
+    spool = results_of_another(tmp_path, RESULTS_AT_A_TIME + copies.CHUNK + 1)
+    with pytest.raises(StoreFailed, match="is it the right journal"):
+        started(tmp_path)
+    assert len(spool.files()) == RESULTS_AT_A_TIME + copies.CHUNK + 1
+
+
+@pytest.mark.promise("P12")
+def test_results_of_a_run_that_was_cut_short_are_swept(tmp_path: Path) -> None:
+    spool = results_of_another(tmp_path, 2)
+    analysis = started(tmp_path)
+    assert spool.files() == []
+    analysis._bell.close()
+    analysis._assembler._desk.journal.close()
+
+
 @pytest.mark.promise("P6")
 def test_a_step_that_does_not_end_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    analysis = Analysis(Config(state=tmp_path, engines_dir=tmp_path), Life(), lambda *_, **__: None)
+    analysis = started(tmp_path)
     with analysis._timed("infer"):
         assert not analysis.hangs
         analysis._step_began["infer"] -= HUNG_AFTER_S + 1

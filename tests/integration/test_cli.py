@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import typer
 
-from appliance.cli import COMMANDS, Commands, app, main
+from appliance.cli import COMMANDS, Commands, app, main, queue
 from appliance.config import load
 from appliance.daemon import sole_owner
 from appliance.dimse.small_pacs import ScriptedPacs
 from appliance.file_head import file_head
 from appliance.journal import inbox, outbox
+from appliance.journal.commitments import Answer, Asked, ask
+from appliance.journal.identity import AlarmEvent, raise_alarm
 from appliance.journal.store import Journal
 from appliance.model import Owed, Urgency
 from appliance.routing import UNROUTED
@@ -243,7 +245,14 @@ def test_when_all_is_well_status_says_so(run: Run, site: Site) -> None:
 def test_an_engine_that_does_not_serve_is_told(run: Run, site: Site) -> None:
     site.config.write_text(site.config.read_text().replace("engines: []", "engines: [{id: ct-lesion}]"))
     bells = [Bell(site.folder / "var" / "run", name) for name in ("receive", "analyse", "forward")]
-    facts = {"ct-lesion@1": {"serves": False, "publish": True, "reason": "altered: model.onnx"}}
+    facts = {
+        "ct-lesion@1": {
+            "serves": False,
+            "publish": True,
+            "reason": "altered: model.onnx",
+            "since": "2026-11-24T08:00:00+00:00",
+        }
+    }
     (site.folder / "var" / "run" / "engines.json").write_text(json.dumps(facts))
     try:
         told = run("status", "--config", site.config)
@@ -251,7 +260,40 @@ def test_an_engine_that_does_not_serve_is_told(run: Run, site: Site) -> None:
         for bell in bells:
             bell.close()
     assert told.code == 1
-    assert "AI OFF for ct-lesion@1: altered: model.onnx" in told.out
+    assert "AI OFF for ct-lesion@1: altered: model.onnx, since 2026-11-24T08:00:00+00:00" in told.out
+
+
+def test_a_changed_patient_identity_is_told_by_its_study(run: Run, site: Site) -> None:
+    journal = site.journal()
+    with journal.write(durable=True) as tx:
+        assert raise_alarm(tx, AlarmEvent.CHANGED, STUDY, b"q" * 32)
+        assert not raise_alarm(tx, AlarmEvent.CHANGED, STUDY, b"q" * 32)
+    journal.close()
+    told = run("status", "--config", site.config)
+    assert told.code == 1
+    assert f"PATIENT IDENTITY CHANGED after a result was sent: study {STUDY}" in told.out
+    document = run("status", "--config", site.config, "--json").document
+    (alarm,) = document["journal"]["alarms"]
+    assert alarm.keys() == {"event", "study_instance_uid", "tick"}
+
+
+def test_who_waits_for_a_commitment_report_is_told_and_who_can_get_none_needs_somebody(run: Run, site: Site) -> None:
+    peer = "{ae_title: CT01, address: 192.0.2.10, commitment: custody, reports_to: 192.0.2.10:104}"
+    site.config.write_text(site.config.read_text() + f"receive: {{peers: [{peer}]}}\n")
+    journal = site.journal()
+    for calling_ae in ("CT01", "CT02"):
+        asked = Asked(
+            calling_ae=calling_ae, called_ae="EDGE", transaction_uid="1.2", references=((CT_IMAGE, f"{SERIES}.1"),)
+        )
+        assert ask(journal, asked) is Answer.TAKEN
+    journal.close()
+    told = run("status", "--config", site.config)
+    assert told.code == 1
+    assert "CT02 waits for 1 storage commitment report that we cannot send" in told.out
+    assert "CT01 waits for 1 storage commitment report, the oldest for" in told.out
+    document = run("status", "--config", site.config, "--json").document
+    assert [one["calling_ae"] for one in document["journal"]["commitments"]] == ["CT01", "CT02"]
+    assert document["reports"] == {}
 
 
 def test_a_latched_store_and_a_full_disk_are_told_first(run: Run, site: Site) -> None:
@@ -333,6 +375,15 @@ def test_requeue_one_and_the_rest(run: Run, site: Site) -> None:
     assert events(journal).count("requeued") == 3
     journal.close()
     assert run("requeue", "--all", "--config", site.config).out == "0 deliveries queued again\n"
+
+
+def test_requeue_of_many_goes_a_page_at_a_time(run: Run, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "PAGE", 2)
+    site.hold(1, 2, 3, 4, 5, owed=TO_NOBODY)
+    site.hold(6, owed=Owed(destination="gone", urgency=Urgency.IMAGE, held="0xA900 no"))
+    told = run("requeue", "--all", "--config", site.config, "--json").document
+    assert told["queued"] == [1, 2, 3, 4, 5]
+    assert [one["id"] for one in told["left"]] == [6]
 
 
 def test_requeue_names_what_it_leaves(run: Run, site: Site) -> None:

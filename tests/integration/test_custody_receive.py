@@ -48,12 +48,11 @@ def test_what_cannot_be_read_back_is_no_success(reception: Reception) -> None:
 def test_those_who_knock_without_end_do_not_fill_the_log() -> None:
     lines: list[tuple[str, dict[str, Any]]] = []
     rejections = Rejections(lambda event, **detail: lines.append((event, detail)))
+    who = {"calling_ae": "CT09", "address": "192.0.2.1", "reason": "calling AE title not recognised"}
     for _ in range(TOLD_ONE_BY_ONE + 1000):
-        rejections.tell(5, address="192.0.2.1")
-    assert lines == [("association_rejected", {"address": "192.0.2.1"})] * TOLD_ONE_BY_ONE
+        rejections.tell(5, **who)
+    assert lines == [("association_rejected", who)] * TOLD_ONE_BY_ONE
     lines.clear()
-    rejections.tell(5 + SPAN_MS, address="192.0.2.2")
-    assert lines == [
-        ("associations_rejected", {"untold": 1000}),
-        ("association_rejected", {"address": "192.0.2.2"}),
-    ]
+    rejections.tell(5 + SPAN_MS, **who)
+    assert lines == [("associations_rejected", {"untold": 1000}), ("association_rejected", who)]
+    assert rejections.summary()[who["reason"]]["count"] == TOLD_ONE_BY_ONE + 1001

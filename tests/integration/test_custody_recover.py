@@ -7,12 +7,13 @@ import pytest
 
 from appliance.config import Config
 from appliance.errors import ScansideError
+from appliance.file_head import file_head, make_seal
 from appliance.journal.store import Journal
 from appliance.spool import Reserve, Spool
-from appliance.stages.recover import Recovery, recover
+from appliance.stages.recover import Recovered, Recovery, recover
 from appliance.wiring.recover import rebuild
-from tests.journals import TO_PACS
-from tests.scanner import part10
+from tests.journals import CT_IMAGE, EXPLICIT, SERIES, TO_PACS
+from tests.scanner import data_set, part10
 
 LIMITS = Reserve(free_bytes=0, free_inodes=0, journal_bytes=0)
 
@@ -38,6 +39,46 @@ def test_what_the_disk_cannot_read_any_more_is_put_aside(tmp_path: Path) -> None
     journal.close()
     assert (done.instances, done.quarantined) == (1, ("received/000000/00002.dcm",))
     assert received.files() == ["received/000000/00001.dcm"]
+
+
+def recovered(tmp_path: Path, *files: bytes) -> tuple[Recovered, list[tuple[str, str]]]:
+    """What is made of these data sets, each sealed in the spool; and the events of history with their UIDs."""
+    received, results = (Spool(tmp_path / "spool", area, LIMITS) for area in ("received", "results"))
+    for number, content in enumerate(files, 1):
+        file = received.begin(file_head(CT_IMAGE, f"{SERIES}.{number}", EXPLICIT, "CT01"))
+        file.write([memoryview(content)])
+        file.seal(make_seal(file.size, file.digest))
+        file.finish()
+        if number == 2:
+            os.truncate(file.path, file.path.stat().st_size - 1)
+        if number == 3:
+            with file.path.open("r+b") as torn:
+                torn.seek(-4, os.SEEK_END)
+                torn.write(bytes(4))
+    journal = Journal(tmp_path / "j", "recover")
+    done = recover(
+        Recovery(
+            journal=journal,
+            received=received,
+            results=results,
+            routes=lambda _: (TO_PACS,),
+            result_routes=lambda _: (),
+            progress=lambda *_: None,
+        )
+    )
+    told = [tuple(row) for row in journal.query("SELECT sop_instance_uid, event FROM history ORDER BY id")]
+    journal.close()
+    return done, told
+
+
+@pytest.mark.promise("P12")
+@pytest.mark.promise("P4")
+def test_what_came_malformed_was_promised_all_the_same_and_what_is_torn_was_not(tmp_path: Path) -> None:
+    malformed = b"\xff\x7f\x10\0OW\0\0\xf0\xff\xff\x7fno data set at all"
+    done, told = recovered(tmp_path, malformed, data_set(2), data_set(3), data_set(4))
+    assert told == [(f"{SERIES}.1", "received_unsorted"), (f"{SERIES}.4", "received")]
+    assert done.instances == 2
+    assert [Path(file).name for file in done.quarantined] == ["000000001.dcm", "000000002.dcm"]
 
 
 def test_another_user_than_the_appliances_makes_no_journal(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from tests.journals import TO_PACS, arrival, receive
 from tests.tracing import python, traced
 
 NO_LIMITS = Reserve(free_bytes=0, free_inodes=0, journal_bytes=0)
-RULES = Rules(keeps={"pacs": Keep(commitment=False, keep_ms=0)}, unowed_keep_ms=0)
+KEEP = Keep(commitment=False, keep_ms=0)
+RULES = Rules(keeps={"pacs": KEEP}, unowed_keep_ms=0, gone=KEEP)
 
 
 @pytest.fixture
@@ -110,10 +111,8 @@ def test_too_few_descriptors_to_sync_is_a_shortage(tmp_path: Path) -> None:
         "from appliance.errors import OutOfResources, StoreFailed\n"
         "from appliance.spool import Reserve, Spool\n"
         'spool = Spool(Path(sys.argv[1]), "received", Reserve(free_bytes=0, free_inodes=0, journal_bytes=0))\n'
-        'incoming = spool.begin(b"head")\n'
-        "try:\n    incoming.finish()\n"
+        'try:\n    spool.begin(b"head").discard()\n'
         "except (OutOfResources, StoreFailed) as error:\n    print(type(error).__name__)\n"
-        "incoming.discard()\n"
     )
     folder = str(tmp_path / "spool/received/000000")
     run = traced(tmp_path, python(script, tmp_path / "spool"), inject="openat:error=EMFILE", path=folder)

@@ -1,6 +1,8 @@
 """The supervisor and what it starts, when the system or one of them fails."""
 
 import json
+import os
+import select
 import signal
 import socket
 import subprocess
@@ -43,6 +45,33 @@ def test_a_process_that_cannot_be_started_takes_no_other_down(tmp_path: Path) ->
     assert lines == [("ended", "Too many open files")]
     assert (child.process, child.line, child.failures) == (None, None, 1)
     assert child.start_at > child.started
+
+
+def started_by(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_an_appliance_under_rehearsal_ends_with_the_program_that_rehearses_it(tmp_path: Path) -> None:
+    """Killed, it can clean nothing up: an appliance that nobody knows of would run on."""
+    code = """
+        import sys, threading
+        from pathlib import Path
+        from appliance.rehearsal.box import Box
+        box = Box(Path(sys.argv[1]) / "box", {"engines_dir": sys.argv[1], "receive": {"port": 0}}, threading.Event())
+        box.start()
+        print(box._process.pid, flush=True)
+        sys.stdin.read()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    with subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        supervisor = int(program.stdout.readline())
+        processes = [os.pidfd_open(pid) for pid in (supervisor, *started_by(supervisor))]
+        program.kill()
+    assert len(processes) >= 4
+    for process in processes:
+        assert select.select([process], [], [], 10)[0]
+        os.close(process)
 
 
 def test_one_that_never_comes_up_does_not_keep_the_appliance_from_being_ready(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def built(kind: Kind = Kind.SR, number: int = 1, owed: tuple[Owed, ...] = ()) ->
         size=100,
         file=f"results/000000/{number:09d}.dcm",
     )
-    return Built(result=result, modality="SR", owed=owed)
+    return Built(result=result, modality="SR", patient=b"p" * 32, owed=owed)
 
 
 def test_each_arrival_is_looked_at_once(desk: Desk) -> None:

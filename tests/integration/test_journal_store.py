@@ -246,7 +246,7 @@ def test_another_schema_is_refused_and_named(tmp_path: Path) -> None:
     Journal(tmp_path / "j", "test").close()
     with closing(sqlite3.connect(tmp_path / "j")) as other, other:
         other.execute("UPDATE meta SET value='99' WHERE key='schema'")
-    with pytest.raises(StoreFailed, match="schema 99, this version needs 1"):
+    with pytest.raises(StoreFailed, match="schema 99, this version needs 2"):
         Journal(tmp_path / "j", "test")
 
 
@@ -300,6 +300,21 @@ def test_a_truncating_checkpoint_says_whether_it_could(tmp_path: Path, journal: 
     assert journal.checkpoint(truncate=True)
     assert journal.wal_bytes() == 0
     assert events(journal) == ["one", "two"]
+
+
+def test_a_wal_started_anew_keeps_its_file_and_is_written_over(tmp_path: Path, journal: Journal) -> None:
+    for number in range(20):
+        write(journal, f"before {number}")
+    long = journal.wal_bytes()
+    size = (tmp_path / "j-wal").stat().st_size
+    assert 0 < size - long < 100  # the file's own header
+    assert journal.checkpoint(restart=True)
+    assert journal.wal_bytes() == 0
+    write(journal, "after")
+    assert 0 < journal.wal_bytes() < long
+    assert (tmp_path / "j-wal").stat().st_size == size
+    with closing(Journal(tmp_path / "j", "another")) as other:
+        assert len(events(other)) == 21
 
 
 def test_after_close_every_use_is_a_mistake_that_shows(journal: Journal, tmp_path: Path) -> None:

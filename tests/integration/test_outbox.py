@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from appliance.journal import outbox
-from appliance.journal.outbox import DESTINATION_GONE, Settlement
+from appliance.journal import inbox, outbox
+from appliance.journal.outbox import COPY_MISSING, DESTINATION_GONE, Settlement
 from appliance.journal.store import Journal
 from appliance.model import Delivery, Owed, Urgency
 from appliance.states import DeliveryState, Event
-from tests.journals import SERIES, STUDY, arrival, events, open_journal, receive
+from tests.journals import SERIES, STUDY, TO_PACS, arrival, events, open_journal, receive
 
 
 @pytest.fixture
@@ -163,13 +163,11 @@ def held(journal: Journal) -> Journal:
 
 @pytest.mark.promise("P11")
 def test_what_is_held_can_be_queued_again_by_a_person(held: Journal) -> None:
-    assert outbox.requeue(held, 1, "A. Person")
+    assert outbox.requeue(held, {1: ()}, "A. Person") == {1}
     assert (row(held)["state"], row(held)["reason"]) == ("queued", "")
     assert last_line(held) == ("requeued", {"destination": "pacs", "by": "A. Person"})
     assert order(held) == [1, 2]
-    assert not outbox.requeue(held, 1, "A. Person")
-    assert not outbox.requeue(held, 2, "A. Person")
-    assert not outbox.requeue(held, 99, "A. Person")
+    assert outbox.requeue(held, {1: (), 2: (), 99: ()}, "A. Person") == set()
 
 
 @pytest.mark.promise("P4")
@@ -193,23 +191,58 @@ def test_only_what_is_held_can_be_abandoned(held: Journal) -> None:
     assert not outbox.abandon(held, 99, "A. Person", "it does not exist")
     assert outbox.abandon(held, 1, "A. Person", "once")
     assert not outbox.abandon(held, 1, "A. Person", "twice")
-    assert not outbox.requeue(held, 1, "A. Person")
+    assert not outbox.requeue(held, {1: ()}, "A. Person")
 
 
 @pytest.mark.promise("P4")
 def test_the_unrouted_is_owed_to_whoever_takes_it_now(journal: Journal) -> None:
     owe(journal, Urgency.IMAGE, destination="", held="unrouted")
-    assert not outbox.requeue(journal, 1, "A. Person")  # there is nobody to send it to
-    assert not outbox.reroute(journal, 1, [], "A. Person")
+    assert not outbox.requeue(journal, {1: ()}, "A. Person")  # there is nobody to send it to
     assert row(journal)["state"] == "held"
 
-    assert outbox.reroute(journal, 1, ["pacs", "archive"], "A. Person")
-    assert [(row(journal, n)["destination"], row(journal, n)["state"]) for n in (1, 2)] == [
-        ("pacs", "queued"),
-        ("archive", "queued"),
+    takers = [
+        Owed(destination="pacs", urgency=Urgency.URGENT_IMAGE),
+        Owed(destination="archive", urgency=Urgency.IMAGE),
+    ]
+    assert outbox.requeue(journal, {1: takers}, "A. Person") == {1}
+    assert [tuple(row(journal, n)[key] for key in ("destination", "state", "urgency")) for n in (1, 2)] == [
+        ("pacs", "queued", Urgency.URGENT_IMAGE),
+        ("archive", "queued", Urgency.IMAGE),
     ]
     assert last_line(journal) == ("rerouted", {"destinations": ["pacs", "archive"], "by": "A. Person"})
-    assert not outbox.reroute(journal, 1, ["pacs"], "A. Person")
+    assert not outbox.requeue(journal, {1: takers}, "A. Person")
+
+
+def missing(journal: Journal) -> list[Delivery]:
+    owe(journal, Urgency.IMAGE)
+    return outbox.next_queued(journal, "pacs", 1)
+
+
+@pytest.mark.promise("P4")
+def test_what_was_held_for_want_of_its_copy_goes_when_a_copy_comes_again(journal: Journal) -> None:
+    (delivery,) = missing(journal)
+    outbox.settle(journal, [settlement(delivery, Event.REFUSE, COPY_MISSING)])
+    again = arrival(1, file="received/000001/000001000.dcm")
+    inbox.record(journal, [again], lambda _: [TO_PACS], lambda file: file == again.file)
+    assert [(one.id, one.file) for one in outbox.next_queued(journal, "pacs", 9)] == [(1, again.file)]
+    assert events(journal)[-2:] == ["requeued", "repeated"]
+
+
+@pytest.mark.promise("P4")
+def test_a_copy_that_comes_before_the_lane_could_note_that_it_is_missing_keeps_it_queued(journal: Journal) -> None:
+    (delivery,) = missing(journal)
+    again = arrival(1, file="received/000001/000001000.dcm")
+    inbox.record(journal, [again], lambda _: [TO_PACS], lambda file: file == again.file)
+    outbox.settle(journal, [settlement(delivery, Event.REFUSE, COPY_MISSING)])
+    assert row(journal)["state"] == "queued"
+
+
+@pytest.mark.promise("P3")
+def test_a_repeat_changes_nothing_of_what_the_destination_refused(journal: Journal) -> None:
+    (delivery,) = missing(journal)
+    outbox.settle(journal, [settlement(delivery, Event.REFUSE, "0xA900 no")])
+    receive(journal, arrival(1, file="received/000001/000001000.dcm"))
+    assert row(journal)["state"] == "held"
 
 
 def test_the_unrouted_can_be_abandoned(journal: Journal) -> None:

@@ -12,6 +12,7 @@ import pytest
 from appliance.dimse.association import AssociateAccept
 from appliance.dimse.pdu import encode_abort
 from appliance.errors import StoreFailed
+from appliance.file_head import read_seal
 from appliance.journal import copies, inbox
 from appliance.journal.store import Journal
 from appliance.model import Owed, Series, Urgency
@@ -55,20 +56,14 @@ class Reception:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        workers = [
-            threading.Thread(target=self.receiver.recorder.run, daemon=True),
-            threading.Thread(target=self.receiver.closer.run, daemon=True),
-        ]
-        for worker in workers:
-            worker.start()
+        closing = threading.Thread(target=self.receiver.closer.run, daemon=True)
+        closing.start()
         with listening(self.receiver, self.receiver, limits(max_pdu=131072)) as there:
             self.port = there.port
             yield
         self.receiver.closer.stop()
-        self.receiver.recorder.stop()
-        for worker in workers:
-            worker.join(5.0)
-            assert not worker.is_alive()
+        closing.join(5.0)
+        assert not closing.is_alive()
         self.journal.close()
 
     def client(self) -> Client:
@@ -99,6 +94,7 @@ def test_what_is_acknowledged_is_held_byte_for_byte_and_owed(reception: Receptio
             assert client.store(number, content).status == 0
         client.release()
     assert reception.stored() == sent
+    assert all(read_seal(reception.spool.path(file)) for file in reception.spool.files())
     owed = reception.journal.query(
         "SELECT destination, count(*) FROM delivery WHERE state='queued' GROUP BY destination"
     )
@@ -119,8 +115,8 @@ def test_associations_that_wait_share_a_commit(reception: Reception, tmp_path: P
             recorder = reception.receiver.recorder
             for number, client in enumerate(clients, 1):
                 client.send(store_message(number))
-                eventually(lambda: recorder._busy_since is not None)  # with the first one alone
-            eventually(lambda: recorder._waiting.qsize() == 7)
+                eventually(lambda: recorder.waiting >= 1)  # the first one leads, alone
+            eventually(lambda: recorder.waiting == 8)
         assert [client.response().status for client in clients] == [0] * 8
     ticks = reception.journal.query("SELECT DISTINCT tick FROM instance")
     assert len(ticks) <= 2  # the first one's, and that of all others

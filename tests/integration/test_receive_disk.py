@@ -18,6 +18,7 @@ import yaml
 from appliance.dimse.association import AssociateAccept
 from appliance.journal import copies
 from appliance.journal.store import Journal
+from appliance.wiring.receive import FILES_AHEAD
 from tests.journals import SERIES
 from tests.scanner import Client, data_set
 from tests.tracing import environment, traced
@@ -149,17 +150,12 @@ def test_success_is_the_last_of_all_things(process: Process) -> None:
     run = process.traced(1, 2, calls="openat,writev,fdatasync,fsync,sendto,unlink,rename")
     assert (run.exit_code, run.statuses) == (0, [0, 0])
     steps = [step for call in run.calls if (step := _step(call))]
-    first, second = (n for n, step in enumerate(steps) if step == "create file")
+    first, send = steps.index("create file"), steps.index("send", steps.index("write file"))
     assert steps[first - 1] == "sync area"
-    assert steps[second : second + 7] == [
-        "create file",
-        "write file",
-        "write file",
-        "sync file",
-        "sync folder",
-        "sync journal",
-        "send",
-    ]
+    assert steps[first : first + FILES_AHEAD + 1] == ["create file"] * FILES_AHEAD + ["sync folder"]
+    stored = ["write file", "write file", "sync file", "sync journal", "send"]
+    assert steps[send + 1 : send + 6] == stored
+    assert "create file" not in steps[first + FILES_AHEAD + 1 :]
     assert not [call for call in run.calls if "rename" in call and ".dcm" in call]
 
 
@@ -267,7 +263,7 @@ def test_a_start_removes_nothing_when_the_journal_is_not_the_spools(process: Pro
             file.unlink()
     else:  # an old backup, say: the right journal, but it knows too little
         folder = process.state / "spool/received/000000"
-        for number in range(100, 100 + 2 * 64 + copies.CHUNK + 1):
+        for number in range(100, 100 + 2 * 64 + FILES_AHEAD + copies.CHUNK + 1):
             (folder / f"{number:09d}.dcm").write_bytes(b"kept")
     files = process.files()
     with process.running() as running:

@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from appliance.stages.retain import RETAIN_EVERY, Retainer, Upkeep
 from tests.journals import SERIES, STUDY, TO_PACS, Hands, arrival, count, events, open_journal, receive
 from tests.waiting import eventually
 
-KEEP_MS, UNOWED_MS = 1_000, 5_000
+KEEP_MS, UNOWED_MS, GONE_MS = 1_000, 5_000, 9_000
 TO_ARCHIVE = Owed(destination="archive", urgency=Urgency.IMAGE)
 HELD = Owed(destination="", urgency=Urgency.IMAGE, held="unrouted")
 RULES = Rules(
     keeps={"pacs": Keep(commitment=False, keep_ms=KEEP_MS), "archive": Keep(commitment=True, keep_ms=KEEP_MS)},
     unowed_keep_ms=UNOWED_MS,
+    gone=Keep(commitment=False, keep_ms=GONE_MS),
 )
 
 
@@ -37,6 +39,7 @@ class Store:
     spool: Spool
     hands: Hands
     logged: list[str] = field(default_factory=list)
+    shortage: str = ""
 
     def keep(self, *owed: Owed, seen: bool = True) -> str:
         """Receive one more image, owed to these; returns its file. Its series is closed; analyse has seen it."""
@@ -64,10 +67,15 @@ class Store:
                 journal=self.journal,
                 rules=RULES,
                 remove=remove or self.spool.remove,
+                shortage=lambda: self.shortage,
                 keep_reserve=self.spool.keep_reserve,
                 log=lambda event, **_: self.logged.append(event),
             )
         )
+
+    def spare(self) -> int:
+        """Unused pages of the journal."""
+        return int(self.rows("PRAGMA freelist_count")[0][0])
 
     def released(self) -> int:
         """How many copies retain lets go, now."""
@@ -154,13 +162,32 @@ def test_where_commitment_is_the_proof_success_is_not_enough(store: Store) -> No
 
 
 @pytest.mark.promise("P4")
-def test_of_a_destination_that_is_gone_only_commitment_counts(store: Store) -> None:
+def test_what_was_delivered_to_a_destination_that_is_gone_goes_after_the_default_time(store: Store) -> None:
     store.keep(Owed(destination="old pacs", urgency=Urgency.IMAGE))
-    store.settle("delivered", "old pacs")
+    store.settle("held", "old pacs")
     store.hands.ms += 365 * 86_400_000
     assert store.released() == 0
-    store.settle("committed", "old pacs")
+    store.settle("delivered", "old pacs")
+    store.hands.ms += GONE_MS - 1
+    assert store.released() == 0
+    store.hands.ms += 1
     assert store.released() == 1
+
+
+@pytest.mark.promise("P4")
+def test_a_destination_that_is_gone_still_needs_the_proof_it_was_configured_with(store: Store) -> None:
+    commitment, long = Keep(commitment=True, keep_ms=0), Keep(commitment=False, keep_ms=GONE_MS + KEEP_MS)
+    copies.remember(store.journal, {"old archive": commitment, "old pacs": commitment})
+    copies.remember(store.journal, {"old pacs": long, **RULES.keeps})
+    known = copies.remembered(store.journal)
+    assert known == {"old archive": commitment, "old pacs": long, **RULES.keeps}
+    rules = replace(RULES, keeps=known)
+    store.keep(Owed(destination="old archive", urgency=Urgency.IMAGE))
+    store.settle("delivered", "old archive")
+    store.hands.ms += 365 * 86_400_000
+    assert copies.releasable(store.journal, rules, "") == ([], "")
+    store.settle("committed", "old archive")
+    assert len(copies.releasable(store.journal, rules, "")[0]) == 1
 
 
 @pytest.mark.promise("P4")
@@ -272,6 +299,41 @@ def test_upkeep_checkpoints_keeps_the_reserve_and_notes_the_time(store: Store, m
     assert store.logged == ["wal_too_large"]
     assert (store.spool.root / "reserve").exists()
     assert store.rows("SELECT value FROM meta WHERE key='last_tick'") == [(str(store.journal.clock.tick()),)]
+
+
+@pytest.mark.promise("P5")
+def test_while_room_is_short_what_may_go_goes_at_once(store: Store) -> None:
+    retainer = store.retainer()
+    retainer.step()
+    store.keep(TO_PACS)
+    store.settle("delivered")
+    store.hands.ms += KEEP_MS
+    retainer.step()
+    assert len(store.spool.files()) == 1  # the next walk is due in a minute
+    store.shortage = "only 1 MB free"
+    store.sql("UPDATE series SET state='open'")  # by a scanner that is refused, and tries again and again
+    retainer.step()
+    assert store.spool.files() == []
+
+
+def test_the_journals_file_shrinks_in_small_steps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retain, "VACUUM_KEEP", 8)
+    with store.journal.write(durable=False) as tx:
+        for _ in range(400):
+            tx.history("padded", padding="x" * 4000)
+    store.sql("DELETE FROM history")
+    store.journal.checkpoint(truncate=True)
+    full, retainer, spare = store.journal.path.stat().st_size, store.retainer(), [store.spare()]
+    while spare[-1] > 8:
+        retainer.step()
+        spare.append(store.spare())
+    assert all(before - after <= retain.VACUUM_PAGES for before, after in pairwise(spare))
+    assert len(spare) > 400 // retain.VACUUM_PAGES
+    store.journal.checkpoint(truncate=True)
+    assert store.journal.path.stat().st_size < full // 4
+    retainer.step()
+    assert store.spare() <= 8
+    assert store.rows("PRAGMA integrity_check") == [("ok",)]
 
 
 def test_it_runs_until_it_is_told_to_stop(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

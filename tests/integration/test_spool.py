@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import textwrap
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pydicom
 import pytest
 
 from appliance.errors import OutOfResources, StoreFailed
-from appliance.file_head import file_head, read_file_head
+from appliance.file_head import Seal, file_head, make_seal, read_file_head, read_seal
 from appliance.spool import FILES_PER_FOLDER, Incoming, Reserve, Spool
 from tests.journals import CT_IMAGE, EXPLICIT, SERIES
 from tests.scanner import data_set
@@ -64,12 +65,15 @@ def test_a_file_is_what_was_received_under_a_head_of_ours(spool: Spool) -> None:
     incoming = spool.begin(HEAD)
     for at in range(0, len(content), 100):
         incoming.write([memoryview(content)[at : at + 60], memoryview(b""), memoryview(content)[at + 60 : at + 100]])
+    assert read_seal(spool.path(incoming.name)) is None
+    incoming.seal(make_seal(incoming.size, incoming.digest))
     incoming.finish()
 
     assert incoming.size == len(content)
     stored = spool.path(incoming.name).read_bytes()
     assert stored[incoming.data_set_offset :] == content
-    assert stored[:128] == bytes(128)
+    assert read_seal(spool.path(incoming.name)) == Seal(size=len(content), digest=sha256(content).digest())
+    assert stored[48:128] == bytes(80)
     dataset = pydicom.dcmread(spool.path(incoming.name))
     assert dataset.SOPInstanceUID == dataset.file_meta.MediaStorageSOPInstanceUID == f"{SERIES}.1"
     assert dataset.file_meta.SourceApplicationEntityTitle == "CT01"
@@ -136,7 +140,7 @@ def test_discard_leaves_nothing(spool: Spool) -> None:
 
 
 @pytest.mark.promise("P1")
-def test_bytes_then_directory_entry_are_synced_before_anybody_is_told(tmp_path: Path) -> None:
+def test_directory_entry_then_bytes_are_synced_before_anybody_is_told(tmp_path: Path) -> None:
     file = script(
         tmp_path,
         """
@@ -156,9 +160,9 @@ def test_bytes_then_directory_entry_are_synced_before_anybody_is_told(tmp_path: 
         "sync spool",
         "mkdir 000000",
         "sync received",  # a new folder is durable before a file in it is
-        *(["create", "write", "write", "sync file", "sync 000000", "told"] * 2),
+        *(["create", "sync 000000", "write", "write", "sync file", "told"] * 2),
     ]
-    # Nothing else is opened for writing, nothing renamed: the name is final from the first byte.
+    # Nothing else is made, nothing renamed: the name is final, and on disk, before the first byte.
     created = [call for call in run.calls if "O_CREAT" in call and "/spool/" in call]
     assert all("O_WRONLY|O_CREAT|O_EXCL" in call for call in created)
     assert len(created) == 2
@@ -187,9 +191,11 @@ def test_a_failed_sync_is_no_shortage(tmp_path: Path, call: str, number: int) ->
     file = script(
         tmp_path,
         """
-        incoming = spool.begin(b"head")
-        incoming.write([memoryview(b"data")])
-        if attempt(incoming.finish):
+        def store():
+            incoming = spool.begin(b"head")
+            incoming.write([memoryview(b"data")])
+            incoming.finish()
+        if attempt(store):
             say("stored")
         """,
     )
@@ -237,7 +243,42 @@ def test_a_new_folder_that_could_not_be_synced_is_no_shortage_and_is_synced_befo
     )
     run = traced(tmp_path, python(file, tmp_path / "spool"), calls="fsync", inject="fsync:error=ENOSPC:when=3")
     assert run.output.split() == ["StoreFailed", "begun"]
-    assert [_step(call) for call in run.calls] == ["sync folder", "sync spool", "sync received", "sync received"]
+    made = ["sync folder", "sync spool", "sync received", "sync received"]
+    assert [_step(call) for call in run.calls] == [*made, "sync 000000"]
+
+
+@pytest.mark.promise("P1")
+def test_files_made_ahead_share_the_sync_of_their_folder(tmp_path: Path) -> None:
+    file = script(
+        tmp_path,
+        """
+        spool = Spool(spool.root, "ahead", Reserve(free_bytes=0, free_inodes=0, journal_bytes=0), ahead=3)
+        for number in range(4):
+            incoming = spool.begin(b"head")
+            incoming.finish()
+        """,
+    )
+    run = traced(tmp_path, python(file, tmp_path / "spool"), calls="openat,writev,fdatasync,fsync")
+    steps = [step for call in run.calls if (step := _step(call))]
+    made = ["create"] * 3 + ["sync 000000"]
+    assert steps[-14:] == [*made, *["write", "sync file"] * 3, *made, "write", "sync file"][-14:]
+
+
+def test_files_made_ahead_and_not_needed_go_with_their_maker(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", "received", NO_LIMITS, ahead=4)
+    name = store(spool).name
+    assert len(spool.files()) == 4
+    spool.close()
+    assert spool.files() == [name]
+
+
+def test_what_could_be_made_ahead_is_used_when_the_next_cannot_be_made(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", "received", NO_LIMITS, ahead=4)
+    in_the_way = spool.path("received/000000/000000002.dcm")
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
+    numbers = [int(Path(store(spool).name).stem) for _ in range(4)]
+    assert numbers == [0, 1, 3, 4]
 
 
 @pytest.mark.promise("P5")
@@ -322,7 +363,7 @@ def test_a_latch_is_seen_by_every_process_until_the_disk_is_proved(tmp_path: Pat
     assert other.latched() == "cannot sync"
     with pytest.raises(OutOfResources, match="waits for a restart: cannot sync"):
         other.check_room()
-    spool.prove()
+    spool.prove(spool.latched_at())
     assert other.latched() == ""
     other.check_room()
     assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == ["received", "results"]
@@ -332,10 +373,48 @@ def test_a_latch_is_seen_by_every_process_until_the_disk_is_proved(tmp_path: Pat
 @pytest.mark.parametrize("number", [1, 2], ids=["the probe", "its directory"])
 def test_a_proof_that_fails_anywhere_leaves_the_latch(tmp_path: Path, spool: Spool, number: int) -> None:
     spool.latch("cannot sync")
-    file = script(tmp_path, "attempt(spool.prove)")
+    file = script(tmp_path, "attempt(spool.prove, spool.latched_at())")
     run = traced(tmp_path, python(file, tmp_path / "spool"), calls="fsync", inject=f"fsync:error=EIO:when={number}")
     assert run.output.split() == ["StoreFailed"]
     assert spool.latched() == "cannot sync"
+
+
+@pytest.mark.promise("P1")
+def test_a_proof_does_not_lift_a_latch_that_was_set_meanwhile(tmp_path: Path, spool: Spool) -> None:
+    other = Spool(tmp_path / "spool", "results", NO_LIMITS)
+    spool.latch("cannot sync")
+    os.utime(spool.root / "latched", ns=(1, 1))
+    begun = spool.latched_at()
+    other.latch("cannot sync either")
+    with pytest.raises(StoreFailed, match="meanwhile a write failed again: cannot sync either"):
+        spool.prove(begun)
+    assert spool.latched() == "cannot sync either"
+    spool.prove(spool.latched_at())
+    assert spool.latched() == ""
+
+
+@pytest.mark.promise("P1")
+def test_a_proof_makes_do_with_a_latch_that_a_person_has_removed(tmp_path: Path, spool: Spool) -> None:
+    spool.latch("cannot sync")
+    begun = spool.latched_at()
+    (tmp_path / "spool" / "latched").unlink()
+    spool.prove(begun)
+    spool.prove(spool.latched_at())
+    assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == ["received"]
+
+
+@pytest.mark.promise("P2")
+def test_scratch_leaves_half_of_what_is_free_to_images(tmp_path: Path) -> None:
+    free = os.statvfs(tmp_path)
+    above = 1 << 30
+    reserve = Reserve(free_bytes=free.f_bavail * free.f_frsize - above, free_inodes=0, journal_bytes=0)
+    spool = Spool(tmp_path / "spool", "results", reserve)
+    spool.check_scratch(above // 4)
+    with pytest.raises(OutOfResources, match="768 MB are wanted"):
+        spool.check_scratch(above * 3 // 4)
+    full = Spool(tmp_path / "spool", "results", Reserve(free_bytes=0, free_inodes=1 << 60, journal_bytes=0))
+    with pytest.raises(OutOfResources, match="inodes"):
+        full.check_scratch(0)
 
 
 def test_an_empty_latch_still_holds(tmp_path: Path, spool: Spool) -> None:

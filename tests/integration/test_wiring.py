@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 
 from appliance.config import Config
+from appliance.dimse.association import AssociateRequest
+from appliance.dimse.sop_classes import MODALITY_PERFORMED_PROCEDURE_STEP, STORAGE_COMMITMENT_PUSH
 from appliance.errors import StoreFailed
 from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.spool import Reserve, Spool
-from appliance.wiring import forward
+from appliance.stages.confirm import Desk
+from appliance.wiring import forward, receive
 from appliance.wiring.common import EX_FAILED, EX_LATCHED, EX_OK, Worker, join, publish_facts
-from tests.journals import SERIES
+from appliance.wiring.confirm import confirmers
+from tests.journals import CT_IMAGE, SERIES
 
 LIMITS = Reserve(free_bytes=0, free_inodes=0, journal_bytes=0)
 
@@ -105,3 +109,39 @@ def test_files_that_are_nobodys_are_given_to_no_journal(tmp_path: Path) -> None:
     with pytest.raises(StoreFailed, match="scanside recover"):
         join(spool, Journal(tmp_path / "j", "test"))
     assert spool.files() == [incoming.name]
+
+
+def asking(*changes: dict[str, Any], mpps: bool = True) -> Config:
+    peer = {"ae_title": "CT01", "address": "127.0.0.1"}
+    peers = [{**peer, **change} for change in changes]
+    return Config.model_validate({"receive": {"peers": peers, "mpps": mpps}})
+
+
+def request_from(calling_ae: str) -> AssociateRequest:
+    return AssociateRequest(called_ae="SCANSIDE", calling_ae=calling_ae, contexts=())
+
+
+@pytest.mark.promise("P9")
+def test_commitment_is_served_to_whom_the_config_says_at_its_address_and_steps_to_all_or_none() -> None:
+    config = asking(
+        {"commitment": "custody", "reports_to": "ct:104"}, {"ae_title": "CT02"}, {"ae_title": "CT03"}, mpps=False
+    )
+    policy = receive._policy(config)
+    for title, address, served in [
+        ("CT01", "127.0.0.1", True),
+        ("CT01", "127.0.0.2", False),
+        ("CT02", "127.0.0.1", False),
+    ]:
+        accepts = policy.accepts_from(request_from(title), address)
+        assert accepts(STORAGE_COMMITMENT_PUSH) is served
+        assert accepts(CT_IMAGE)
+        assert not accepts(MODALITY_PERFORMED_PROCEDURE_STEP)
+    assert receive._policy(asking({})).accepts(MODALITY_PERFORMED_PROCEDURE_STEP)
+
+
+def test_an_ae_title_at_several_addresses_is_answered_once(tmp_path: Path) -> None:
+    said = {"commitment": "delivered", "reports_to": "[2001:db8::1]:104"}
+    config = asking(said, {**said, "address": "127.0.0.2"}, {"ae_title": "CT02"})
+    spool = Spool(tmp_path / "spool", "received", LIMITS)
+    desk = Desk(journal=Journal(tmp_path / "j", "forward"), log=lambda *_: None, changed=lambda: None)
+    assert [one.calling_ae for one in confirmers(config, spool, desk)] == ["CT01"]

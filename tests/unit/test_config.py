@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance import config
+from appliance.config import values
 from appliance.config.models import Config
 from appliance.config.outline import outline
 from appliance.dimse.association import AssociateRequest, ProposedContext, decode_request, encode_request
 from appliance.dimse.sop_classes import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
 from appliance.errors import ConfigError
-from appliance.model import Kind, Priority
+from appliance.model import Commitment, Kind, Priority
 from appliance.wiring.receive import _policy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +56,15 @@ def destination(**options: str) -> str:
     return "destinations:\n  - " + "\n    ".join(rows) + "\n"
 
 
+def reports(where: str) -> str:
+    return peer("CT01") + f"      reports_to: {where}\n      commitment: custody\n"
+
+
 def peer(title: str, address: str = "192.0.2.10") -> str:
     return f"receive:\n  peers:\n    - ae_title: {title}\n      address: {address}\n"
+
+
+ASKS = "      commitment: custody\n      reports_to: ct:104\n"
 
 
 # --- what is right -------------------------------------------------------------------------------------------------
@@ -87,7 +95,9 @@ def test_the_shipped_configuration_shows_every_option_with_its_default() -> None
 def test_the_examples_in_the_shipped_configuration_work_without_their_hash(tmp_path: Path) -> None:
     text = re.sub(r"(?m)^#(?=  )", "", SHIPPED.read_text())
     text = re.sub(r"(?m)^(\s*(?:peers|priorities|destinations):) \[\]", r"\1", text)
+    text = re.sub(r"(?m)^  tls: null", "  tls:", text).replace("certificate: null", "certificate: ct01.trust.example")
     loaded = load_text(tmp_path, text)
+    assert loaded.receive.tls is not None
     assert loaded.receive.peers[0].ae_title == "CT01"
     assert loaded.priorities[0].priority is Priority.URGENT
     assert [type(one).__name__ for one in loaded.destinations] == ["DimseDestination", "FolderDestination"]
@@ -341,6 +351,14 @@ def test_keys(tmp_path: Path, text: str, expected: str) -> None:
         ("receive:\n  idle_s: .nan\n", "2: receive.idle_s: '.nan' is no number"),
         ("receive:\n  idle_s: inf\n", "2: receive.idle_s: 'inf' is no number"),
         ("receive:\n  any_called_ae: maybe\n", "2: receive.any_called_ae: 'maybe': write true or false"),
+        (
+            reports("192.0.2.10"),
+            "5: receive.peers[0].reports_to: '192.0.2.10': write HOST:PORT, such as 192.0.2.10:104",
+        ),
+        (reports("2001:db8::1:104"), "5: receive.peers[0].reports_to: '2001:db8::1:104': write HOST:PORT"),
+        (reports("ct:0"), "5: receive.peers[0].reports_to: 'ct:0': a port is a number from 1 to 65535"),
+        (reports("ct:" + "9" * 5000), "5: receive.peers[0].reports_to: 'ct:9"),
+        (reports("a b:104"), "5: receive.peers[0].reports_to: 'a b' is no host name"),
         ("receive:\n  bind: localhost\n", "2: receive.bind: 'localhost' is no IP address of this box: 127.0.0.1 for"),
         ("receive: port:104\n", "1: receive: must be a group of keys such as 'bind: ...', not 'port:104'; a space"),
         ("receive:\n  - port: 104\n", "1: receive: must be a group of keys, not a list: remove the '-'"),
@@ -485,10 +503,41 @@ def test_folders(tmp_path: Path, options: dict[str, str], expected: str) -> None
             "12: destinations[0].when.calling_ae[0]: no peer 'CT1' under 'receive.peers'; did you mean 'CT01'?",
         ),
         (destination(host="127.0.0.1", port="11112"), "4: destinations[0].host: this is our own listener (port 11112)"),
+        (peer("CT01") + "      commitment: custody\n", "5: receive.peers[0].commitment: needs 'reports_to' beside it"),
+        (
+            peer("CT01") + "      reports_to: ct:104\n",
+            "5: receive.peers[0].reports_to: nothing is reported without 'commitment' (custody or delivered)",
+        ),
+        (
+            peer("CT01") + "      commitment: delivered\n      reports_to: ct:104\n",
+            "5: receive.peers[0].commitment: 'destinations' is empty: nothing could ever count as delivered",
+        ),
+        (
+            peer("CT01") + ASKS + peer("CT01", "192.0.2.11")[18:],
+            "7: receive.peers[1].ae_title: 'CT01' stands twice, with other commitment or reports_to",
+        ),
+        (
+            peer("CT01") + ASKS.replace("ct:104", "127.0.0.1:11112"),
+            "6: receive.peers[0].reports_to: this is our own listener (port 11112): the device's own is needed",
+        ),
+        (peer("CT01") + ASKS.replace("custody", "custdy"), "5: receive.peers[0].commitment: 'custdy' is not one of"),
     ],
 )
 def test_across_options(tmp_path: Path, text: str, expected: str) -> None:
     assert only_error(tmp_path, text).startswith(expected)
+
+
+def test_where_reports_go(tmp_path: Path) -> None:
+    for written, read in [
+        ("ct:104", ("ct", 104)),
+        ("192.0.2.10:11112", ("192.0.2.10", 11112)),
+        ("'[2001:db8::10]:104'", ("2001:db8::10", 104)),
+    ]:
+        loaded = load_text(tmp_path, reports(written))
+        (asking,) = loaded.receive.peers
+        assert asking.commitment is Commitment.CUSTODY
+        assert asking.reports_to == values.HostPort(*read)
+        assert Config.model_validate(loaded) == loaded
 
 
 def test_nothing_makes_a_study_less_urgent(tmp_path: Path) -> None:

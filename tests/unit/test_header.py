@@ -20,6 +20,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.uid import UID
 
 from appliance.dimse.header import part10, read_header, read_header_fd, walk_to_end
+from appliance.file_head import file_head
 from appliance.model import Header
 
 IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
@@ -250,6 +251,15 @@ def test_part10(tmp_path: Path) -> None:
     assert (found.sop_class_uid, found.sop_instance_uid, found.transfer_syntax_uid) == ("1.2.8", "1.2.9", EXPLICIT)
     assert path.read_bytes()[found.data_set_offset :] == data
     assert found.size == len(data)
+
+
+def test_a_data_set_that_begins_with_group_2_is_not_taken_for_the_head(tmp_path: Path) -> None:
+    data = b"\x02\0\x10\0UI\x02\x001\0" + encoded(sample(), EXPLICIT)
+    path = tmp_path / "a.dcm"
+    path.write_bytes(file_head("1.2.8", "1.2.9", EXPLICIT, "CT01") + data)
+    found = part10(path)
+    assert (found.sop_class_uid, found.transfer_syntax_uid, found.size) == ("1.2.8", EXPLICIT, len(data))
+    assert path.read_bytes()[found.data_set_offset :] == data
 
 
 @pytest.mark.parametrize("data", [b"", b"DICM", bytes(128) + b"DICM", part10_bytes(FileMetaDataset(), b"abc")])

@@ -160,3 +160,31 @@ def test_encoders_agree_with_pynetdicom() -> None:
 )
 def test_an_abort_in_words(body: bytes, text: str) -> None:
     assert pdu.decode_abort(body) == text
+
+
+@pytest.mark.promise("P9")
+def test_a_stream_of_tiny_pdvs_is_refused_after_some() -> None:
+    reader = PduReader(max_pdu=1 << 14)
+    crumbs = pdu.encode_control(PduType.P_DATA, pdv(1, 0, b"x") * 2000)
+    with pytest.raises(RemoteProtocolError, match="tiny"):
+        read(crumbs, reader, forever([4096]))
+
+
+def test_small_messages_may_go_on_for_ever() -> None:
+    """C-ECHO takes PDVs of some 60 bytes, and some senders end each data set with an empty one."""
+    reader = PduReader(max_pdu=1 << 14)
+    message = pdu.encode_control(PduType.P_DATA, pdv(1, 3, bytes(68)) + pdv(1, 2, b""))
+    assert len(read(message * 3000, reader, forever([4096]))) == 3000
+
+
+@pytest.mark.parametrize(("longer", "taken"), [(0, True), (6, True), (12, True), (13, False), (1 << 30, False)])
+def test_a_sender_may_leave_its_headers_out_of_what_it_counts(longer: int, taken: bool) -> None:
+    reader = PduReader(max_pdu=1 << 14)
+    size = (1 << 14) + longer
+    start = pdu.p_data_header(1, is_command=False, is_last=True, size=size - pdu.PDV_OVERHEAD)
+    if taken:
+        data = bytes(size - pdu.PDV_OVERHEAD)
+        assert read(start + data, reader, forever([4096])) == [(1, b"", data)]
+    else:
+        with pytest.raises(RemoteProtocolError, match="are allowed"):
+            read(start, reader, forever([4096]))

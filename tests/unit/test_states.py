@@ -20,19 +20,29 @@ from appliance.states import (
     DELIVERY,
     JOB,
     MACHINES,
+    REPORT,
     SERIES,
+    STEP,
     DeliveryState,
     Event,
     JobState,
     Machine,
+    ReportState,
     SeriesState,
+    StepState,
     mermaid,
 )
 from tests.journals import SERIES as SERIES_UID
 from tests.journals import STUDY, arrival, open_journal, receive
 
-STATES: dict[str, type[StrEnum]] = {"series": SeriesState, "job": JobState, "delivery": DeliveryState}
-ALL: tuple[Machine[Any], ...] = MACHINES
+STATES: dict[str, type[StrEnum]] = {
+    "series": SeriesState,
+    "job": JobState,
+    "delivery": DeliveryState,
+    "step": StepState,
+    "report": ReportState,
+}
+ALL: tuple[Machine[Any], ...] = (*MACHINES, STEP, REPORT)
 LEGAL = [(machine, state, event, after) for machine in ALL for (state, event), after in machine.steps.items()]
 ILLEGAL = [
     (machine, state, event)
@@ -129,7 +139,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule()
     def requeue(self) -> None:
-        done = outbox.requeue(self.journal, 1, "A. Person")
+        done = bool(outbox.requeue(self.journal, {1: ()}, "A. Person"))
         assert done is (self.state == "held")
         if done:
             self.became("queued")

@@ -1,9 +1,14 @@
-"""Group commit: many associations share one commit. Each waits for its own row; all that wait go in one transaction."""
+"""Group commit: many associations share one commit. Whoever comes first commits for all that wait.
 
-import queue
+No thread of its own: for an association that is alone to hand its row to another thread and to be woken by it would
+take as long as a quarter of the commit.
+"""
+
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from itertools import islice
 
 from appliance.errors import OutOfResources, StoreFailed
 from appliance.journal import inbox
@@ -15,19 +20,46 @@ BATCH = 64
 STUCK_S = 60.0
 
 
+class _Waiting:
+    """An arrival, and what became of it."""
+
+    def __init__(self, arrival: Arrival, lock: threading.Lock) -> None:
+        self.arrival = arrival
+        self.turn = threading.Condition(lock)  #: told when it is done, or when it is first in the line
+        self.result: Recorded | None = None
+        self.error: Exception | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.result is not None or self.error is not None
+
+
 class Recorder:
-    """One thread, one transaction for all arrivals that wait."""
+    """One transaction for all arrivals that wait. Used by many threads."""
 
     def __init__(self, box: Inbox, recorded: Callable[[], None]) -> None:
         self._box, self._recorded = box, recorded
-        self._waiting: queue.SimpleQueue[tuple[Arrival, Future[Recorded]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._line: deque[_Waiting] = deque()  # the first commits
         self._busy_since: float | None = None
 
     def record(self, arrival: Arrival) -> Recorded:
         """Blocks until the arrival is committed durably. Raises OutOfResources or StoreFailed."""
-        future: Future[Recorded] = Future()
-        self._waiting.put((arrival, future))
-        return future.result()
+        mine = _Waiting(arrival, self._lock)
+        with self._lock:
+            self._line.append(mine)
+            mine.turn.wait_for(lambda: mine.done or self._line[0] is mine)
+            batch = [] if mine.done else list(islice(self._line, BATCH))
+        if batch:
+            self._lead(batch)
+        if mine.result is None:
+            raise mine.error or StoreFailed("the commit was broken off")
+        return mine.result
+
+    @property
+    def waiting(self) -> int:
+        """How many are not done, those included that are being committed."""
+        return len(self._line)
 
     @property
     def stuck(self) -> bool:
@@ -35,35 +67,30 @@ class Recorder:
         since = self._busy_since
         return since is not None and time.monotonic() - since > STUCK_S
 
-    def stop(self) -> None:
-        self._waiting.put(None)
-
-    def run(self) -> None:
-        """Until `stop`."""
-        while (first := self._waiting.get()) is not None:
-            batch = [first]
-            while len(batch) < BATCH:
-                try:
-                    item = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
-                if item is None:
-                    self._waiting.put(None)
-                    break
-                batch.append(item)
-            self._busy_since = time.monotonic()
-            self._commit(batch)
-            self._busy_since = None
-
-    def _commit(self, batch: Sequence[tuple[Arrival, "Future[Recorded]"]]) -> None:
+    def _lead(self, batch: Sequence[_Waiting]) -> None:
+        """Commit for all of them; then the next in the line leads. Whatever happens, nobody waits for ever."""
+        self._busy_since = time.monotonic()
         try:
-            results = inbox.record(
-                self._box.journal, [arrival for arrival, _ in batch], self._box.routes, self._box.spool.has
-            )
+            self._commit(batch)
+        finally:
+            with self._lock:
+                self._busy_since = None
+                for one in batch:
+                    self._line.popleft()
+                    if not one.done:
+                        one.error = StoreFailed("the commit was broken off")
+                    one.turn.notify()
+                if self._line:
+                    self._line[0].turn.notify()
+
+    def _commit(self, batch: Sequence[_Waiting]) -> None:
+        arrivals = [one.arrival for one in batch]
+        try:
+            results = inbox.record(self._box.journal, arrivals, self._box.routes, self._box.spool.has)
         except (OutOfResources, StoreFailed) as error:
-            for _, future in batch:
-                future.set_exception(error)
+            for one in batch:
+                one.error = error
             return
-        for (_, future), result in zip(batch, results, strict=True):
-            future.set_result(result)
+        for one, result in zip(batch, results, strict=True):
+            one.result = result
         self._recorded()

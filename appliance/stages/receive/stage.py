@@ -9,7 +9,7 @@ from appliance.dimse.header import read_header
 from appliance.dimse.services import Caller, Context, Sink
 from appliance.disk import refusal
 from appliance.errors import DataSetRefused, OutOfResources, StoreFailed
-from appliance.file_head import file_head
+from appliance.file_head import file_head, make_seal
 from appliance.journal import inbox
 from appliance.journal.inbox import Recorded
 from appliance.model import Arrival, Header
@@ -54,6 +54,7 @@ class _DataSet:
             raise DataSetRefused(DATA_SET_DOES_NOT_MATCH, "the data set is empty")
         header = self._header()
         _check(header, self._request)
+        self._file.seal(make_seal(self._file.size, self._file.digest))
         self._file.finish()
         recorded = self._record(header)
         self._receiver.check_sound()  # what failed meanwhile may have been a sync that this one's relied on
@@ -118,7 +119,7 @@ class Receiver:
         self.proven = threading.Event()  #: the disk takes and keeps what is written, and has been swept
         if proven:
             self.proven.set()
-        self._rejections = Rejections(box.log)
+        self.rejections = Rejections(box.log)
         self.traffic = Traffic()
         self.courtesy = Courtesy()
         self.tick = box.journal.clock.tick
@@ -145,6 +146,12 @@ class Receiver:
             raise OutOfResources("the store has failed, and is not proved yet")
         self._box.spool.check_room()
 
+    def check_trusted(self) -> None:
+        """Whether anything may be promised or taken down now. Raises OutOfResources."""
+        self.check_sound()
+        if not self.proven.is_set() or self._box.spool.latched():
+            raise OutOfResources("the store has failed, and is not proved yet")
+
     def check_sound(self) -> None:
         """A failed write or sync is final: from then on nothing is acknowledged (P1). Raises OutOfResources."""
         if self.fatal.is_set():
@@ -154,6 +161,7 @@ class Receiver:
         self.fatal.set()
         self._box.spool.latch(reason)
         self._box.log("store_failed", reason=reason)
+        self._box.ring("forward", "analyse")  # they stop, too
         self._box.fatal()
 
     def open_file(self, caller: Caller, context: Context, request: Command) -> Incoming:
@@ -183,8 +191,8 @@ class Receiver:
         self._box.ring("analyse")
 
     def rejected(self, calling_ae: str, address: str, reason: str) -> None:
-        self._rejections.tell(self.tick(), calling_ae=calling_ae, address=address, reason=reason)
+        self.rejections.tell(self.tick(), calling_ae=calling_ae, address=address, reason=reason)
 
     def _recorded(self) -> None:
         self.closer.look()
-        self._box.ring("forward", "analyse")
+        self._box.ring("forward")

@@ -1,7 +1,7 @@
 """Before anything is taken: the sweep of what was never acknowledged, and the proof of a disk that failed."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from appliance.errors import OutOfResources, StoreFailed
 from appliance.journal import copies, inbox
@@ -20,7 +20,7 @@ def discard_unacknowledged(box: Inbox, alive: Callable[[], None] = lambda: None)
     for files in box.spool.walk():
         unknown += inbox.unknown_files(box.journal, files)
         alive()
-    _check_explained(box, unknown)
+    copies.check_explained(box.journal, unknown, box.max_in_flight)
     for name in unknown:
         box.spool.remove(name)
     if unknown:
@@ -29,25 +29,14 @@ def discard_unacknowledged(box: Inbox, alive: Callable[[], None] = lambda: None)
     box.spool.keep_reserve()
 
 
-def _check_explained(box: Inbox, unknown: Sequence[str]) -> None:
-    most = box.max_in_flight + copies.CHUNK
-    if len(unknown) <= most:
-        return
-    unexplained = len(unknown) - len(copies.let_go(box.journal, unknown))
-    if unexplained > most:
-        raise StoreFailed(
-            f"the spool holds {unexplained} files that the journal does not know: is it the right journal?"
-            " `scanside recover` rebuilds it from the spool"
-        )
-
-
 def heal(box: Inbox, stopping: threading.Event, alive: Callable[[], None]) -> bool:
     """After a latch: prove the disk anew, again and again until it holds; all the while senders get 0xA700.
 
     Calls `alive` at each try. False: told to stop first.
     """
-    while reason := box.spool.latched():
+    while True:
         alive()
+        reason = box.spool.latched()
         try:
             _prove(box, alive)
         except (OutOfResources, StoreFailed, OSError) as error:
@@ -56,11 +45,12 @@ def heal(box: Inbox, stopping: threading.Event, alive: Callable[[], None]) -> bo
                 return False
         else:
             box.log("healed", was=reason)
-    return True
+            return True
 
 
 def _prove(box: Inbox, alive: Callable[[], None]) -> None:
+    latched_at = box.spool.latched_at()
     if not box.journal.checkpoint(truncate=True):
         raise OutOfResources("the journal is being read: its WAL cannot be truncated")
     discard_unacknowledged(box, alive)
-    box.spool.prove()
+    box.spool.prove(latched_at)

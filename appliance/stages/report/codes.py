@@ -113,6 +113,11 @@ REASONS: Final = {
     Reason.NO_ENGINE: ReasonCodes(
         analysis=NOT_ATTEMPTED, reason=Code("110527", "DCM", "Resource inadequate"), words="no engine is able to run"
     ),
+    Reason.NO_ROOM: ReasonCodes(
+        analysis=NOT_ATTEMPTED,
+        reason=Code("110527", "DCM", "Resource inadequate"),
+        words="the disk has no room for it",
+    ),
 }
 
 

@@ -41,6 +41,7 @@ class ReportContext:
     concluded_at: datetime  #: aware
     predecessor: str = ""  #: SOP Instance UID of the SR that this one replaces
     predecessor_series: str = ""  #: its Series Instance UID; "" = as we would have named it
+    corrects_identity: bool = False  #: an earlier one was published for another patient identity
     box_utc_offset: timedelta = timedelta(0)  #: used where no source header states (0008,0201)
     implausible_clock: bool = False
     finding_site: Code | None = LUNG  #: None: findings are about the film, not about anatomy

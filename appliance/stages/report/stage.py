@@ -17,10 +17,10 @@ from pydicom.sr.coding import Code
 
 from appliance.engine_ops import LabelScores
 from appliance.errors import CannotAnalyse, OutOfResources
-from appliance.file_head import file_head
+from appliance.file_head import file_head, make_seal
 from appliance.imaging import render
 from appliance.imaging.headers import parsing, read_elements
-from appliance.journal import jobs, results
+from appliance.journal import identity, jobs, results
 from appliance.journal.results import Built as Owing
 from appliance.model import Conclusion, Instance, Job, Kind, Outcome, Owed, Priority, Result
 from appliance.spool import Spool
@@ -35,7 +35,16 @@ from appliance.states import JobState
 
 MAX_TRIES = 3
 
-Item = tuple[Built, Sequence[Owed], Priority]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Item:
+    """A built result, and what goes into the journal with it."""
+
+    built: Built
+    patient: bytes  #: identity.of_inputs
+    owed: Sequence[Owed]
+    priority: Priority
+
 
 #: (kind, SOP class, engine, job's source instance, priority) -> where a result is owed
 ResultRoutes = Callable[[Built, EngineOnDuty, Instance, Priority], Sequence[Owed]]
@@ -66,7 +75,7 @@ class Reporter:
             return False
         job = concluded[0]
         tries = self._count_try(job)
-        built: list[Item] = []
+        built: list[_Item] = []
         if tries > MAX_TRIES:
             note = f"the result could not be built: {MAX_TRIES} tries ended the process"
             self._desk.log("result_not_built", engine=job.engine, study=job.study_instance_uid)
@@ -81,15 +90,15 @@ class Reporter:
             self._tried = job.id, results.count_try(self._desk.journal, job)
         return self._tried[1]
 
-    def _publish(self, job: Job, built: Sequence[Item], note: str) -> None:
+    def _publish(self, job: Job, built: Sequence[_Item], note: str) -> None:
         """Files first, then the journal. Where it takes nothing they go again; a failed store leaves them to the next
         start, which may find the commit in the WAL.
         """
         owing: list[Owing] = []
-        urgent = any(how_urgent is Priority.URGENT for _, _, how_urgent in built)
+        urgent = any(item.priority is Priority.URGENT for item in built)
         try:
-            for item, owed, how_urgent in built:
-                owing.append(self._store(job, item, owed, how_urgent))
+            for item in built:
+                owing.append(self._store(job, item))  # noqa: PERF401 - what is stored is removed when one fails
             reported = results.report(self._desk.journal, job, owing, note, urgent=urgent)
         except OutOfResources:
             self._remove(owing)
@@ -103,7 +112,7 @@ class Reporter:
         for one in owing:
             self._press.spool.remove(one.result.file)
 
-    def _build(self, job: Job, *, with_pixels: bool) -> tuple[list[Item], str]:
+    def _build(self, job: Job, *, with_pixels: bool) -> tuple[list[_Item], str]:
         """The results of a job and where they are owed; or none, and why. Without pixels no decoder is in the way."""
         engine, outcome = self._desk.engine(job.engine), job.outcome
         if engine is None or outcome is None:
@@ -120,12 +129,22 @@ class Reporter:
         if not headers:
             self._desk.log("result_not_built", engine=job.engine, study=job.study_instance_uid)
             return [], "no source header is readable: nothing a result could refer to"
-        context = self._context(job, engine, outcome)
-        items = [build_sr(context, headers)]
+        patient = identity.of_inputs(instances)
+        context = self._context(job, engine, outcome, patient)
+        objects = [build_sr(context, headers)]
         if outcome.conclusion is not Conclusion.NOT_ANALYSED:
             pixels = self._picture(outcome, instances) if with_pixels else None
-            items.append(build_picture(context, headers, pixels))
-        return [(item, self._press.routes(item, engine, ours[0], how_urgent), how_urgent) for item in items], ""
+            objects.append(build_picture(context, headers, pixels))
+        items = [
+            _Item(
+                built=one,
+                patient=patient,
+                owed=self._press.routes(one, engine, ours[0], how_urgent),
+                priority=how_urgent,
+            )
+            for one in objects
+        ]
+        return items, ""
 
     def _headers(self, outcome: Outcome, instances: Sequence[Instance]) -> list[Dataset]:
         """A header for each input: whole for the key images (those of findings, else the one nearest to the middle that
@@ -166,7 +185,7 @@ class Reporter:
             self._desk.log("picture_without_image", reason=str(error))
             return None
 
-    def _context(self, job: Job, engine: EngineOnDuty, outcome: Outcome) -> ReportContext:
+    def _context(self, job: Job, engine: EngineOnDuty, outcome: Outcome, patient: bytes) -> ReportContext:
         manifest = engine.package.manifest
         concluded_at = datetime.fromisoformat(job.concluded_at)
         return ReportContext(
@@ -189,24 +208,27 @@ class Reporter:
             concluded_at=concluded_at,
             predecessor=job.predecessor,
             predecessor_series=results.series_of_result(self._desk.journal, job.predecessor),
+            corrects_identity=identity.differs_from_earlier(self._desk.journal, job, patient),
             box_utc_offset=self._press.utc_offset(concluded_at),
             implausible_clock=job.implausible_clock,
             finding_site=None if isinstance(manifest.postprocess, LabelScores) else LUNG,
         )
 
-    def _store(self, job: Job, built: Built, owed: Sequence[Owed], how_urgent: Priority) -> Owing:
+    def _store(self, job: Job, item: _Item) -> Owing:
         """Write one result durably into the spool."""
+        built = item.built
         head = file_head(
             built.sop_class_uid,
             built.sop_instance_uid,
             built.transfer_syntax_uid,
             "",
-            json.dumps(_to_recover(job, built, how_urgent)).encode(),
+            json.dumps(_to_recover(job, item)).encode(),
         )
         data_set = memoryview(built.file_bytes)[built.data_set_offset :]
         file = self._press.spool.begin(head)
         try:
             file.write([data_set])
+            file.seal(make_seal(file.size, file.digest))
             file.finish()
         except OutOfResources:
             file.discard()
@@ -221,21 +243,23 @@ class Reporter:
             size=len(data_set),
             file=file.name,
         )
-        return Owing(result=result, modality="SR" if built.kind is Kind.SR else "OT", owed=owed)
+        modality = "SR" if built.kind is Kind.SR else "OT"
+        return Owing(result=result, modality=modality, patient=item.patient, owed=item.owed)
 
 
-def _to_recover(job: Job, built: Built, how_urgent: Priority) -> dict[str, object]:
+def _to_recover(job: Job, item: _Item) -> dict[str, object]:
     """What `recover` needs to owe a result again, and not to have it made a second time."""
     return {
-        "kind": built.kind,
-        "priority": how_urgent,
+        "kind": item.built.kind,
+        "priority": item.priority,
+        "patient": item.patient.hex(),
         "engine": job.engine,
         "status": job.outcome.engine.status if job.outcome else "",
         "scope": job.scope,
         "study_instance_uid": job.study_instance_uid,
         "series_instance_uid": job.series_instance_uid,
         "sop_instance_uid": job.sop_instance_uid,
-        "result_series_instance_uid": built.series_instance_uid,
+        "result_series_instance_uid": item.built.series_instance_uid,
         "subject": job.subject,
         "revision": job.revision,
         "input_digest": job.input_digest,

@@ -12,6 +12,10 @@ from appliance.stages.report.context import ReportContext
 
 NO_FINDING_TEXT = "No finding above threshold"
 REFERENCE_TEXT = "Reference engine: no statement"
+CORRECTION_TEXT = (
+    "Correction of an earlier result of this engine, whose patient identity (Patient ID or its issuer) differed:"
+    " do not use that one, this result replaces it"
+)
 
 _EVIDENCE = {
     Evidence.MPPS: "the scanner reported the examination as completed (MPPS)",
@@ -54,7 +58,7 @@ def remarks(context: ReportContext) -> list[str]:
 
 def warnings(context: ReportContext) -> list[str]:
     """Sentences that limit how far the result may be trusted."""
-    lines = []
+    lines = [CORRECTION_TEXT] if context.corrects_identity else []
     if context.outcome.late:
         lines.append("Late: concluded after the deadline of its study")
     if context.implausible_clock:
