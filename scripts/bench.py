@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Measure what the README promises in numbers, on this machine.
 
+  scripts/bench.py ingest               how quickly images are taken, beside storescp, Orthanc, pynetdicom and raw TCP
+  scripts/bench.py hostile              a scanner's images while peers misbehave, beside stock pynetdicom
   scripts/bench.py latency              from the last image to the report in PACS, stage by stage
   scripts/bench.py scale                a very large study, a very large object, a very large journal
   scripts/bench.py scale --quick        smaller, within 50 s: shows that it works, not the figures
@@ -21,7 +23,7 @@ from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-BENCHMARKS = ("latency", "scale")
+BENCHMARKS = ("ingest", "hostile", "latency", "scale")
 MET, MISSED, CANNOT = 0, 1, 2
 
 

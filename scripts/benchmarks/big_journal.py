@@ -22,7 +22,8 @@ SQL = Path(__file__).with_suffix(".sql")
 CHUNK = 50_000
 PER_STUDY = 300  # as in the SQL
 TOLD = 300_000  # newest instances that still have lines of their own: the others' were pruned after a week
-RULES = Rules(keeps={"pacs": Keep(commitment=False, keep_ms=86_400_000)}, unowed_keep_ms=86_400_000)
+KEEP = Keep(commitment=False, keep_ms=86_400_000)
+RULES = Rules(keeps={"pacs": KEEP}, unowed_keep_ms=86_400_000, gone=KEEP)
 
 START_S, PICK_MS, STATUS_MS, READ_MS = 5.0, 5.0, 300.0, 100.0
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 Figure = str | float | int | None
+AT_MOST, AT_LEAST = "at most", "at least"
 
 
 class BenchError(Exception):
@@ -33,14 +34,15 @@ class Goal:
     limit: float
     measured: float
     unit: str
+    sense: str = AT_MOST
 
     @property
     def met(self) -> bool:
-        return self.measured <= self.limit
+        return self.measured <= self.limit if self.sense == AT_MOST else self.measured >= self.limit
 
     @property
     def text(self) -> str:
-        return f"at most {self.limit:g} {self.unit}".rstrip()
+        return f"{self.sense} {self.limit:g} {self.unit}".rstrip()
 
     @property
     def found(self) -> str:
@@ -61,6 +63,9 @@ class Report:
     def goal(self, name: str, limit: float, measured: float, unit: str = "") -> None:
         self.goals.append(Goal(name=name, limit=limit, measured=measured, unit=unit))
 
+    def goal_at_least(self, name: str, limit: float, measured: float, unit: str = "") -> None:
+        self.goals.append(Goal(name=name, limit=limit, measured=measured, unit=unit, sense=AT_LEAST))
+
     @property
     def met(self) -> bool:
         return all(goal.met for goal in self.goals)
@@ -78,7 +83,7 @@ class Report:
                     "goal": goal.limit,
                     "measured": _finite(goal.measured),
                     "met": goal.met,
-                    "sense": "at most",
+                    "sense": goal.sense,
                     "unit": goal.unit,
                 }
                 for goal in self.goals

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from appliance.journal import overview
 from appliance.journal.store import Journal
@@ -93,13 +93,14 @@ class Log:
 
     def _read(self) -> None:
         assert self._process.stderr is not None  # noqa: S101 - opened as a pipe
-        for text in self._process.stderr:
-            line = _parsed(text)
-            with self._changed:
-                self._tail.append(text.rstrip())
-                if line:
-                    self._lines.append(line)
-                self._changed.notify_all()
+        with self._process.stderr as said:
+            for text in said:
+                line = _parsed(text)
+                with self._changed:
+                    self._tail.append(text.rstrip())
+                    if line:
+                        self._lines.append(line)
+                    self._changed.notify_all()
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -117,7 +118,7 @@ class Appliance:
     """The real daemon: a supervisor and its processes. `with` starts it, waits until it is ready, and ends it."""
 
     def __init__(self, folder: Path, options: Mapping[str, object]) -> None:
-        """`options`: of the config file, without state and the port."""
+        """`options`: of the config file, without state and the port; those of `receive` are added to the rig's own."""
         self.folder = folder
         self.port = free_port()
         self.ready_s = 0.0  #: from the start of the supervisor until all its processes were ready
@@ -127,9 +128,9 @@ class Appliance:
         common = {
             "state": str(folder / "state"),
             "engines_dir": str(ROOT / "engines"),
-            "receive": {"port": self.port, "peers": peers},
         }
-        self.config.write_text(json.dumps({**common, **options}))
+        receive = {"port": self.port, "peers": peers, **cast(Mapping[str, object], options.get("receive", {}))}
+        self.config.write_text(json.dumps({**common, **options, "receive": receive}))
 
     @property
     def state(self) -> Path:
@@ -161,6 +162,10 @@ class Appliance:
     def journal(self) -> Journal:
         """A reader's way to its journal; the caller closes it."""
         return Journal(self.state / "journal.sqlite", "bench")
+
+    @property
+    def supervisor_pid(self) -> int:
+        return self._process.pid
 
     def pid(self, name: str) -> int:
         return int(self.log.all("started")[PROCESSES.index(name)]["pid"])
