@@ -39,7 +39,7 @@ from appliance.wiring.common import (
 from appliance.wiring.doors import Doors, tls_guard
 
 LOOK_EVERY_S = 1.0
-FILES_AHEAD = 16
+FILES_AHEAD = 64  # each costs an inode until it is needed, and saves a sync of its folder
 
 
 def run(config: Config, life: Life) -> int:

@@ -26,6 +26,7 @@ from appliance.model import Owed, Urgency
 from appliance.routing import UNROUTED
 from appliance.states import Event
 from appliance.wakeup import Bell
+from tests.certificates import Authority
 from tests.journals import CT_IMAGE, EXPLICIT, SERIES, STUDY, arrival, events, open_journal
 from tests.scanner import data_set, part10
 
@@ -191,6 +192,21 @@ def test_check_tells_every_error_at_once(run: Run, site: Site) -> None:
     assert (machine.code, machine.document["ok"], len(machine.document["errors"])) == (2, False, 2)
 
 
+def test_check_looks_into_certificates_and_says_how_it_listens(run: Run, site: Site) -> None:
+    authority = Authority(site.folder / "papers", "CA")
+    over = authority.issue("box", days=-1)
+    tls = f"{{certificate: {over.certificate}, key: {over.key}, ca: {authority.certificate}}}"
+    plain = "unencrypted_port: 104, unencrypted_reason: DX01 is from 2009"
+    site.config.write_text(f"receive: {{tls: {tls}, {plain}, peers: []}}\n")
+    told = run("check", "--config", site.config, "--json")
+    assert (told.code, told.document["ok"]) == (0, True)
+    assert f"{site.config}:1: receive.tls.certificate: {over.certificate} expired" in told.document["remarks"][0]
+    words = run("check", "--config", site.config).out
+    assert "client certificates: required; port 104 is not encrypted: DX01 is from 2009" in words
+    over.key.unlink()
+    assert "receive.tls.key: " in run("check", "--config", site.config).err
+
+
 # Status.
 
 
@@ -229,6 +245,23 @@ def test_status_of_a_running_appliance_is_loud_about_what_does_not_work(run: Run
     finally:
         for bell in bells:
             bell.close()
+
+
+def test_status_says_what_is_wrong_with_our_own_certificate(run: Run, site: Site) -> None:
+    folder = site.folder / "var" / "run"
+    bells = [Bell(folder, name) for name in ("receive", "analyse", "forward")]
+    times = {"begins": "2020-01-01T00:00:00+00:00", "ends": "2021-01-01T00:00:00+00:00"}
+    tls = {"minimum_version": "TLSv1.2", "client_certificates": "required", "fault": "box.key is not the key", **times}
+    (folder / "receive.json").write_text(json.dumps({"port": 4711, "tls": tls}))
+    try:
+        told = run("status", "--config", site.config)
+    finally:
+        for bell in bells:
+            bell.close()
+    assert told.code == 1
+    assert "our certificate (receive.tls) expired 2021-01-01 00:00 UTC" in told.out
+    assert "is no use, the old one is still in use: box.key is not the key" in told.out
+    assert "port 4711 (TLS, client certificates required)" in told.out
 
 
 def test_when_all_is_well_status_says_so(run: Run, site: Site) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.errors import OutOfResources
 from appliance.stages.receive import Receiver
-from appliance.stages.receive.rejections import SPAN_MS, TOLD_ONE_BY_ONE, Rejections
+from appliance.stages.receive.rejections import MOST_REASONS, OTHER, SPAN_MS, TOLD_ONE_BY_ONE, Rejections
 from tests.integration.test_receive import Reception
 from tests.scanner import data_set, store_message
 from tests.waiting import eventually
@@ -56,3 +56,22 @@ def test_those_who_knock_without_end_do_not_fill_the_log() -> None:
     rejections.tell(5 + SPAN_MS, **who)
     assert lines == [("associations_rejected", {"untold": 1000}), ("association_rejected", who)]
     assert rejections.summary()[who["reason"]]["count"] == TOLD_ONE_BY_ONE + 1001
+
+
+@pytest.mark.promise("P9")
+def test_reasons_are_counted_without_what_a_peer_can_put_into_them() -> None:
+    rejections = Rejections(lambda *_, **__: None)
+    for number in range(200):
+        rejections.tell(number, reason=f"ASSOCIATE_RQ PDU of {number} bytes")
+        rejections.tell(number, reason=f"the certificate is another one's (it names x{number})")
+        rejections.tell(number, reason=f"something new: {'x' * number}", calling_ae="CT09")
+    counts = rejections.summary()
+    assert len(counts) == MOST_REASONS + 1
+    assert counts["ASSOCIATE_RQ PDU of N bytes"]["count"] == 200
+    assert counts["the certificate is another one's"]["count"] == 200
+    assert counts[OTHER] == {
+        "count": 200 - (MOST_REASONS - 2),
+        "last_tick": 199,
+        "calling_ae": "CT09",
+        "address": "",
+    }

@@ -109,6 +109,9 @@ def test_the_examples_in_the_shipped_configuration_work_without_their_hash(tmp_p
 def test_the_example_of_a_trust() -> None:
     loaded = config.load(TRUST)
     assert [one.ae_title for one in loaded.receive.peers] == ["CT01", "DX01", "PACS"]
+    assert loaded.receive.tls is not None
+    named = {one.ae_title: one.certificate for one in loaded.receive.peers}
+    assert named == {"CT01": "ct01.trust.example", "DX01": None, "PACS": "pacs.trust.example"}
     documentation = ip_network("192.0.2.0/24")
     assert all(one.address.subnet_of(documentation) for one in loaded.receive.peers)  # type: ignore[arg-type]
     archive, review = loaded.destination("archive"), loaded.destination("review")

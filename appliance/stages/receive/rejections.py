@@ -37,7 +37,7 @@ class Rejections:
         self._seen = 0
         self._counts: dict[str, _Count] = {}
 
-    def tell(self, tick: int, *, calling_ae: str, address: str, reason: str) -> None:
+    def tell(self, tick: int, *, calling_ae: str = "", address: str = "", reason: str = "") -> None:
         with self._lock:
             self._count(tick, calling_ae, address, reason)
             untold = 0
