@@ -62,9 +62,12 @@ def test_those_who_knock_without_end_do_not_fill_the_log() -> None:
 def test_reasons_are_counted_without_what_a_peer_can_put_into_them() -> None:
     rejections = Rejections(lambda *_, **__: None)
     for number in range(200):
-        rejections.tell(number, reason=f"ASSOCIATE_RQ PDU of {number} bytes")
-        rejections.tell(number, reason=f"the certificate is another one's (it names x{number})")
-        rejections.tell(number, reason=f"something new: {'x' * number}", calling_ae="CT09")
+        for reason in (
+            f"ASSOCIATE_RQ PDU of {number} bytes",
+            f"the certificate is another one's (it names x{number})",
+            f"something new: {'x' * number}",
+        ):
+            rejections.tell(number, calling_ae="CT09", address="192.0.2.1", reason=reason)
     counts = rejections.summary()
     assert len(counts) == MOST_REASONS + 1
     assert counts["ASSOCIATE_RQ PDU of N bytes"]["count"] == 200
@@ -73,5 +76,5 @@ def test_reasons_are_counted_without_what_a_peer_can_put_into_them() -> None:
         "count": 200 - (MOST_REASONS - 2),
         "last_tick": 199,
         "calling_ae": "CT09",
-        "address": "",
+        "address": "192.0.2.1",
     }
