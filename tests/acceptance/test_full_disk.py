@@ -110,7 +110,7 @@ def test_a_full_disk_refuses_in_time_and_goes_on_by_itself_when_the_pacs_is_back
             eventually(lambda: not appliance.owed(), DRAINED_S, "everything is delivered")
             assert {one.sop_instance_uid: one.sha256 for one in pacs.received()} == hashes(paths)
         assert pids(appliance) == started, "no process had to be started anew"
-        assert not status(appliance)["disk"]["refusing"]
+        eventually(lambda: not status(appliance)["disk"]["refusing"], DRAINED_S, "copies have been let go")
 
 
 @pytest.mark.promise("P5")
