@@ -17,7 +17,6 @@ from pathlib import Path
 
 from appliance.disk import FOLDER, begin_write_back, make_folder, refusal, sync_folder, wait_for_write_back, write_all
 from appliance.errors import OutOfResources, StoreFailed
-from appliance.latch import Latch
 
 FILES_PER_FOLDER = 1000
 #: A large object is written back in windows of so many bytes, never more than two of them under way: the sync before
@@ -121,7 +120,7 @@ class Spool:
         self.root = root
         self._area = area
         self._limits = reserve
-        self._latch = Latch(root / "latched")
+        self._latch = root / "latched"
         self._reserve_file = root / "reserve"
         self._owner_file = root / "journal-id"
         make_folder(root / area)
@@ -233,28 +232,60 @@ class Spool:
 
     def latch(self, reason: str) -> None:
         """Tell all processes that a write failed. Best effort: the disk may take nothing any more."""
-        self._latch.set(reason)
+        try:
+            self._latch.write_text(reason)
+        except OSError:
+            return
 
     def latched(self) -> str:
         """Why the store is latched, or ""."""
-        return self._latch.reason()
+        try:
+            return self._latch.read_text() or "unknown"
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            return f"the spool cannot be read: {error.strerror}"
 
     def latched_at(self) -> int:
         """Tells a latch from one that is set later; 0: there is none. Raises OSError."""
-        return self._latch.set_at()
+        try:
+            return self._latch.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def prove(self, latched_at: int) -> None:
         """Write, sync and remove a probe file; then lift the latch, if it is still the one of `latched_at`.
 
         Raises StoreFailed; so, too, where a process has set another one since: what failed then is not proved.
         """
+        probe = self.root / "probe"
         try:
-            probe(self.root)
-            lifted = self._latch.lift(latched_at)  # last: a proof that failed half way lifts nothing
+            fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+            try:
+                write_all(fd, [memoryview(bytes(4096))])
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            probe.unlink()
+            sync_folder(self.root)
+            again = latched_at and not self._lift(latched_at)  # last: a proof that failed half way lifts nothing
         except OSError as error:
             raise StoreFailed(f"the probe write failed: {error.strerror}") from error
-        if not lifted:
+        if again:
             raise StoreFailed(f"meanwhile a write failed again: {self.latched()}")
+
+    def _lift(self, latched_at: int) -> bool:
+        """False: it is another latch. Moved away first: one that is set from then on is a new file, and stays."""
+        lifted = self._latch.with_name("lifted")
+        try:
+            self._latch.rename(lifted)
+        except FileNotFoundError:  # a person was quicker
+            return True
+        if lifted.stat().st_mtime_ns != latched_at:
+            lifted.rename(self._latch)
+            return False
+        lifted.unlink()
+        return True
 
     def keep_reserve(self) -> None:
         """Hold back space for the journal, unless that would take what must stay free. To be called now and then."""

@@ -58,7 +58,8 @@ def _start_raw(running: Running, files: Sequence[Path], repeat: int) -> "subproc
 
 
 def _start(command: Sequence[object], *, nodelay: bool) -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, **(NODELAY if nodelay else {})}
+    environment = {name: value for name, value in os.environ.items() if name not in NODELAY}
+    environment |= NODELAY if nodelay else {}
     return subprocess.Popen(
         [str(word) for word in command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
