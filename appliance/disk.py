@@ -61,19 +61,6 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def probe(folder: Path) -> None:
-    """Write a file into it, sync both, remove it: OSError where the disk does not take that."""
-    file = folder / "probe"
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-    try:
-        write_all(fd, [memoryview(bytes(4096))])
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    file.unlink()
-    sync_folder(folder)
-
-
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, each durable in the one that holds it."""
     if folder.is_dir():
