@@ -123,6 +123,7 @@ def _images(folder: Path, *, quick: bool) -> tuple[Images, Images]:
 def _quick_cells(ct: Images, tls: Credentials) -> Iterator[Measurement]:
     """Few: to start the daemon takes longer than to send."""
     yield Cell(images=ct, associations=1, nodelay=False), tuple(receivers()), 1
+    yield Cell(images=ct, associations=1, nodelay=True), (OURS, STORESCP, RAW), 1
     yield Cell(images=ct, associations=4, nodelay=True), (OURS, STORESCP, RAW), 1
     yield Cell(images=ct, associations=1, nodelay=True, tls=tls), (OURS, STORESCP), 1
 
