@@ -87,9 +87,11 @@ class Incoming:
     def seal(self, start: bytes) -> None:
         """Write over the start of the head with what is known only once all data is there. Raises as `write`."""
         try:
-            os.pwrite(self._fd, start, 0)
+            written = os.pwrite(self._fd, start, 0)
         except OSError as error:
             raise refusal(error, f"cannot write {self.name}") from error
+        if written != len(start):
+            raise StoreFailed(f"cannot write {self.name}: cut short")
 
     def finish(self) -> None:
         """The data on disk, where its directory entry is already. Raises StoreFailed: final, never retried."""
@@ -120,10 +122,13 @@ class Spool:
         self.root = root
         self._area = area
         self._limits = reserve
-        self._latch = root / "latched"
+        self._latch, self._lifted = root / "latched", root / "lifted"
         self._reserve_file = root / "reserve"
         self._owner_file = root / "journal-id"
         make_folder(root / area)
+        if not self._latch.exists():
+            with suppress(FileNotFoundError):  # who lifted it died before it was sure: it must be proved again
+                self._lifted.rename(self._latch)
         # Each start begins a new folder: a name is never used twice, not even when all of a folder's files were let go.
         self._next = (_last_folder(root / area) + 1) * FILES_PER_FOLDER
         self._folder = ""  # the newest one that is known to be durable
@@ -162,8 +167,12 @@ class Spool:
         except OSError as error:
             if not made:
                 raise refusal(error, f"cannot make a file in {folder}") from error
-        self._sync(folder)
         self._made.extend(made)
+        try:
+            self._sync(folder)
+        except (OutOfResources, StoreFailed):
+            self.close()  # their entries may not be durable: none of them is used
+            raise
 
     def close(self) -> None:
         """Take the files away that were made and not needed. One thread at a time, as `begin`."""
@@ -276,15 +285,14 @@ class Spool:
 
     def _lift(self, latched_at: int) -> bool:
         """False: it is another latch. Moved away first: one that is set from then on is a new file, and stays."""
-        lifted = self._latch.with_name("lifted")
         try:
-            self._latch.rename(lifted)
+            self._latch.rename(self._lifted)
         except FileNotFoundError:  # a person was quicker
             return True
-        if lifted.stat().st_mtime_ns != latched_at:
-            lifted.rename(self._latch)
+        if self._lifted.stat().st_mtime_ns != latched_at:
+            self._lifted.rename(self._latch)
             return False
-        lifted.unlink()
+        self._lifted.unlink()
         return True
 
     def keep_reserve(self) -> None:

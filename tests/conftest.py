@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.missing import missing
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -18,7 +20,7 @@ def real_data() -> Path:
     """The folder of real, public, de-identified cases; they are never part of the repository."""
     folder = Path(os.environ.get("SCANSIDE_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no real cases at {folder}: set SCANSIDE_DATA")
+        missing(f"no real cases at {folder}: set SCANSIDE_DATA")
     return folder
 
 
@@ -34,7 +36,7 @@ class Storescp:
 def storescp(tmp_path: Path) -> Iterator[Storescp]:
     program = Path("/usr/bin/storescp")
     if not program.exists():
-        pytest.skip("DCMTK's storescp is not installed")
+        missing("DCMTK's storescp is not installed")
     folder = tmp_path / "storescp"
     folder.mkdir()
     with socket.socket() as probe:

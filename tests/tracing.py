@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.missing import missing
 
 ROOT = Path(__file__).resolve().parent.parent
 STRACE = shutil.which("strace")
@@ -34,7 +34,7 @@ def python(script: Path, *arguments: object) -> list[str]:
 def traced(folder: Path, command: Sequence[str], *, calls: str = "", inject: str = "", path: str = "") -> Traced:
     """Run a command under strace, which looks at `calls`. `inject` as in its -e inject=, on `path` if that is given."""
     if STRACE is None:
-        pytest.skip("strace is not installed")
+        missing("strace is not installed")
     log = folder / "strace.log"
     options = [
         "-f",
@@ -54,7 +54,7 @@ def traced(folder: Path, command: Sequence[str], *, calls: str = "", inject: str
         [STRACE, *options, *command], env=environment(), capture_output=True, text=True, timeout=60, check=False
     )
     if "ptrace" in done.stderr and "Operation not permitted" in done.stderr:
-        pytest.skip("tracing is not permitted here")
+        missing("tracing is not permitted here")
     lines = [line.split(" ", 1)[1].strip() for line in log.read_text().splitlines()]
     return Traced(status=done.returncode, output=done.stdout + done.stderr, calls=lines)
 
@@ -63,7 +63,7 @@ def on_small_disk(folder: Path, kib: int, command: Sequence[str]) -> str:
     """Run a command while `folder` is a file system of `kib` KiB of its own; returns what it printed."""
     unshare = shutil.which("unshare")
     if os.geteuid() != 0 or unshare is None:
-        pytest.skip("a small file system needs root and unshare")
+        missing("a small file system needs root and unshare")
     folder.mkdir(exist_ok=True)
     mount = f'mount -t tmpfs -o size={kib}k none "$1" && shift && exec "$@"'
     done = subprocess.run(
@@ -75,6 +75,6 @@ def on_small_disk(folder: Path, kib: int, command: Sequence[str]) -> str:
         check=False,
     )
     if "unshare:" in done.stderr or "mount:" in done.stderr:
-        pytest.skip("mounting is not permitted here")
+        missing("mounting is not permitted here")
     assert done.returncode == 0, done.stderr
     return done.stdout

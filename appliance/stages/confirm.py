@@ -5,12 +5,13 @@ standard allows that: a modality has long hung up when the last image is deliver
 that is switched off holds up nobody else's. When to try again is known in memory only: after a start all is due.
 """
 
-import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
+from appliance.backoff import backoff_s
 from appliance.errors import DeliveryError, OutOfResources
 from appliance.journal import commitments, custody
 from appliance.journal.commitments import Promise
@@ -24,14 +25,9 @@ FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 600.0
 LOOK_AGAIN_S = 0.05
 LOOKING_SHARE = 10  # a look at all that waits may take a tenth of the time: a long outage leaves much, and wakes often
+BACKOFF = partial(backoff_s, first_s=FIRST_RETRY_S, last_s=LAST_RETRY_S)
 
 Log = Callable[..., None]
-
-
-def backoff_s(failures: int) -> float:
-    """Seconds before the next try after so many failures in a row: exponential, capped, jittered."""
-    longest = min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, 16))
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +37,7 @@ class Desk:
     journal: Journal
     log: Log
     changed: Callable[[], None]  #: a confirmer's state is other than before
-    backoff: Callable[[int], float] = backoff_s  #: failures in a row -> seconds to wait
+    backoff: Callable[[int], float] = BACKOFF  #: failures in a row -> seconds to wait
 
 
 @dataclass(slots=True)

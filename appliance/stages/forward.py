@@ -4,14 +4,15 @@ A lane keeps in memory what it has claimed and when it tries again; the journal 
 So a killed lane owes again what it had not settled: at least once, never lost (P3).
 """
 
-import random
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from appliance.backoff import backoff_s
 from appliance.errors import DestinationRefused, ObjectRefused, OutOfResources, TransientDeliveryError
 from appliance.journal import outbox
 from appliance.journal.outbox import Settlement
@@ -29,14 +30,9 @@ LAST_RETRY_S = 60.0
 PROPOSE = 100  # deliveries looked at for the presentation contexts of a session
 LARGE = 4 << 20  # bytes that may take long to send: what was delivered before is settled first
 OLDEST_EVERY = 16  # every so many sends the longest waiting goes first, whatever its urgency
+BACKOFF = partial(backoff_s, first_s=FIRST_RETRY_S, last_s=LAST_RETRY_S)
 
 Log = Callable[..., None]
-
-
-def backoff_s(failures: int) -> float:
-    """Seconds before the next try after so many failures in a row: exponential, capped, jittered."""
-    longest = min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, 16))
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +43,7 @@ class Outbox:
     path: Callable[[str], Path]  #: spool file name -> path
     log: Log
     changed: Callable[[], None]  #: a lane's state is other than before
-    backoff: Callable[[int], float] = backoff_s  #: failures in a row -> seconds to wait
+    backoff: Callable[[int], float] = BACKOFF  #: failures in a row -> seconds to wait
     settled: Callable[[], None] = lambda: None  #: deliveries have been settled
 
 

@@ -4,14 +4,13 @@ The appliance beside stock pynetdicom, the same attacks and the same honest send
 each image, because slots are what attacks go for.
 """
 
-import os
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +22,7 @@ from appliance.errors import DeliveryError
 from benchmarks.attacks import CT_IMAGE, DEVICE, DEVICE_ADDRESS, SCANNER_ADDRESS, Attack, Front, attacks
 from benchmarks.hostile_objects import identity
 from benchmarks.machine import need_disk
+from benchmarks.process_tree import Usage
 from benchmarks.report import Report, quantile
 from benchmarks.rig import Appliance, Options, free_port, scratch, wait_until
 
@@ -34,7 +34,6 @@ ANSWER_S = 5.0
 EVERY_S = 0.02
 MOST_MB = 80.0
 START_S = 30.0
-PAGE = os.sysconf("SC_PAGE_SIZE")
 SCANNER = "CT01"
 SYNTAX = "1.2.840.10008.1.2.1"
 IMAGE_BYTES = 128 * 128 * 2
@@ -104,33 +103,6 @@ class HonestScanner:
         return f"0x{status:04X}" if status else ""
 
 
-class Ceiling:
-    """The most memory a process is resident with inside `with`, in units of 10**6 bytes."""
-
-    def __init__(self, pid: int) -> None:
-        self._statm = Path(f"/proc/{pid}/statm")
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self.mb = 0.0
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        with suppress(OSError):  # it ended: the scanner will tell
-            while True:
-                self.mb = max(self.mb, int(self._statm.read_text().split()[1]) * PAGE / 1e6)
-                if self._stop.wait(EVERY_S):
-                    return
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endured:
     """One attack on one receiver."""
@@ -144,14 +116,14 @@ def endure(attack: Attack, port: int, pid: int, image: Part10, seconds: float) -
     """The scanner's images for so long while the attack goes on."""
     front = Front(port=port, called_ae="SCANSIDE")
     attacker = threading.Thread(target=attack.run, args=(front,), name=attack.name, daemon=True)
-    with Ceiling(pid) as ceiling:
+    with Usage(pid, whole_life=False) as usage:
         attacker.start()
         front.wait(SETTLE_S)
         with HonestScanner(port, image) as scanner:
             front.wait(seconds)
         front.stop.set()
         attacker.join()
-    return Endured(tally=scanner.tally, peak_mb=ceiling.mb, done=front.done)
+    return Endured(tally=scanner.tally, peak_mb=usage.peak_mb, done=front.done)
 
 
 def image_file(folder: Path) -> Part10:

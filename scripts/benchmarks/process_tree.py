@@ -42,11 +42,11 @@ def _high_water(pid: int) -> int:
 class Usage:
     """What a tree used inside `with`: `cpu_s`, and `peak_mb` in units of 10**6 bytes, which looks every 0.1 s.
 
-    For a single process the peak is exact, and that of its whole life.
+    For a single process the peak is exact, and that of its whole life, unless `whole_life` is False.
     """
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    def __init__(self, pid: int, *, whole_life: bool = True) -> None:
+        self._pid, self._whole_life = pid, whole_life
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._peak = 0
@@ -67,7 +67,7 @@ class Usage:
         self._stop.set()
         self._thread.join()
         self.cpu_s += cpu_s(self._pid)
-        self._peak = max(self._peak, _high_water(self._pid))
+        self._peak = max(self._peak, _high_water(self._pid) if self._whole_life else _memory(self._pid))
 
     def _look(self) -> None:
         while not self._stop.wait(EVERY_S):

@@ -49,8 +49,10 @@ def scratch(options: Options) -> Iterator[Path]:
 
 
 def program(name: str) -> Path:
-    """A program of DCMTK. Raises BenchError."""
-    found = shutil.which(name) or shutil.which(name, path="/usr/bin:/usr/local/bin")
+    """A program of DCMTK, never one of the same name that pynetdicom puts beside our Python. Raises BenchError."""
+    ours = str(Path(sys.executable).parent)
+    folders = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder != ours]
+    found = shutil.which(name, path=os.pathsep.join(["/usr/bin", "/usr/local/bin", *folders]))
     if not found:
         raise BenchError(f"DCMTK's {name} is not installed: on Debian or Ubuntu, apt-get install dcmtk")
     return Path(found)

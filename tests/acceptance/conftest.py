@@ -9,6 +9,7 @@ import pytest
 
 from tests.acceptance.orthanc import ORTHANC, Orthanc
 from tests.acceptance.rig import Original
+from tests.missing import missing
 
 STORESCU = Path("/usr/bin/storescu")  # by full path: pynetdicom puts another program of this name on the PATH
 
@@ -40,7 +41,7 @@ def lung_ct(real_data: Path) -> Original:
 @pytest.fixture(scope="session")
 def storescu() -> Storescu:
     if not STORESCU.exists():
-        pytest.skip("DCMTK's storescu is not installed")
+        missing("DCMTK's storescu is not installed")
 
     def run(*arguments: object, timeout_s: float = 60.0) -> "subprocess.CompletedProcess[str]":
         command = [str(STORESCU), *map(str, arguments)]
@@ -52,7 +53,7 @@ def storescu() -> Storescu:
 @pytest.fixture
 def orthanc(work: Path) -> Iterator[Orthanc]:
     if not ORTHANC.exists():
-        pytest.skip("Orthanc is not installed")
+        missing("Orthanc is not installed")
     with Orthanc(work / "orthanc") as server:
         yield server
 

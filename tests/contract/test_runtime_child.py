@@ -22,6 +22,7 @@ from appliance.errors import RuntimeFailed
 from appliance.model import Reason
 from appliance.runtimes.memory import layout, memory_file, read_array, write_array
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
+from tests.missing import missing
 
 PROGRAMS = [Path(runtimes.__file__).with_name(name) for name in ("child.py", "onnx.py")]
 X = {"x": np.zeros(2, np.float32)}
@@ -205,7 +206,7 @@ def test_a_child_that_even_sigkill_does_not_end_is_abandoned_and_told(tmp_path: 
         assert tracer.stdout is not None
         if tracer.stdout.readline().strip() != "0":
             tracer.kill()
-            pytest.skip("ptrace is not allowed here")
+            missing("ptrace is not allowed here")
         with pytest.raises(RuntimeFailed, match="deadline"):
             engine.infer(X, 0.2)
         assert runtime.abandoned == (pid,)

@@ -22,6 +22,7 @@ from appliance.errors import RuntimeCancelled, RuntimeFailed
 from appliance.model import Reason
 from appliance.ports import Runtime
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
+from tests.missing import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 FOR_EVER = np.array(10**15, np.int64)
@@ -32,7 +33,7 @@ MEMORY_MB = 600
 def settings(request: pytest.FixtureRequest) -> ChildSettings:
     settings = ChildSettings(interpreter=Path(sys.executable), runtime=request.param, memory_mb=MEMORY_MB)
     if reason := ChildRuntime(settings).probe():
-        pytest.skip(f"{request.param}: {reason}")
+        missing(f"{request.param}: {reason}")
     return settings
 
 

@@ -17,6 +17,7 @@ from appliance.dimse.pdu import PduType, encode_abort, encode_p_data, encode_rel
 from appliance.errors import DataSetRefused, OutOfResources, StoreFailed
 from tests.journals import CT_IMAGE, SERIES
 from tests.keeping import Memory, Server, echo
+from tests.missing import missing
 from tests.scanner import CT01, LIMITS, Client, Witness, data_set, limits, listening, part10, store_message
 from tests.waiting import eventually
 
@@ -27,7 +28,7 @@ ECHO = 3  # the client's context for it, after one storage context
 def dcmtk(tool: str, port: int, *files: str) -> None:
     program = Path("/usr/bin", tool)  # pynetdicom's tools of the same name come first on a path
     if not program.exists():
-        pytest.skip("DCMTK is not installed")
+        missing("DCMTK is not installed")
     command = [str(program), "-aet", "CT01", "-aec", "SCANSIDE", "127.0.0.1", str(port), *files]
     subprocess.run(command, check=True, timeout=20)
 

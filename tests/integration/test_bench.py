@@ -21,6 +21,7 @@ from appliance.dimse.header import part10
 from appliance.journal import inbox, outbox
 from appliance.journal.store import Journal, Subject
 from appliance.spool import Reserve, Spool
+from tests.missing import missing
 
 BENCH = Path(__file__).parents[2] / "scripts" / "bench.py"
 
@@ -52,7 +53,7 @@ def test_a_wrong_command_line_is_told(arguments: list[str]) -> None:
 def test_it_refuses_a_disk_in_memory() -> None:
     memory = Path("/dev/shm")  # noqa: S108 - never written to
     if not memory.is_dir() or machine.file_system(memory) not in machine.IN_MEMORY:
-        pytest.skip("no /dev/shm in memory here")
+        missing("no /dev/shm in memory here")
     said = bench("scale", TMPDIR=str(memory))
     assert said.returncode == 2
     assert "syncs cost nothing there. Set TMPDIR" in said.stderr
@@ -208,3 +209,11 @@ def test_the_journal_of_years_is_one_that_the_appliance_knows(tmp_path: Path) ->
         for question in big_journal.questions(journal, sizes):
             big_journal.ask(asked, question)
     assert len(asked.goals) == len(asked.rows) > 5
+
+
+def test_dcmtk_is_dcmtk_though_pynetdicoms_tools_of_the_same_names_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", str(ours))
+    for name in ("storescu", "storescp", "echoscu"):
+        assert (ours / name).exists()
+        assert rig.program(name).parent != ours

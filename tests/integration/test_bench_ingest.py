@@ -18,6 +18,8 @@ from benchmarks.process_tree import Usage
 from benchmarks.report import BenchError, Report
 from pydicom import dcmread
 
+from tests.missing import missing
+
 
 @pytest.fixture(scope="module")
 def ct(tmp_path_factory: pytest.TempPathFactory) -> Images:
@@ -70,7 +72,7 @@ def test_tls_is_spoken_with_the_certificates_made_for_it(ct: Images, tmp_path: P
 
 def test_ours_is_the_whole_appliance_and_its_syncs_are_counted(ct: Images, tmp_path: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("strace may look at a daemon only as root")
+        missing("strace may look at a daemon only as root")
     report = Report()
     ingest_counts.count(report, receivers()[OURS], ct.dealt(tmp_path, 1), tmp_path / "counted", 0.5)
     idle, syncs = report.rows

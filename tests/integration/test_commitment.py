@@ -30,7 +30,7 @@ from appliance.journal.outbox import Settlement
 from appliance.journal.overview import overview
 from appliance.journal.store import Journal
 from appliance.model import Commitment, CommitmentReport
-from appliance.stages.confirm import LAST_RETRY_S, Confirmer, Desk, backoff_s
+from appliance.stages.confirm import Confirmer, Desk
 from appliance.stages.receive.operations import operations
 from appliance.states import DeliveryState, Event
 from tests.integration.test_receive import Reception
@@ -448,8 +448,3 @@ def test_what_fails_is_tried_again_and_an_unreachable_peer_holds_all_its_reports
     assert [report.transaction_uid[-1] for report in peer.got] == ["1", "1", "1", "1", "2", "1"]
     assert {report.from_ae for report in peer.got} == {"EDGE"}
     assert len({report for report in peer.got if report.transaction_uid == "1.2.1"}) == 1
-
-
-def test_waits_grow_and_stay_below_ten_minutes() -> None:
-    assert all(0.5 <= backoff_s(1) <= 1.0 for _ in range(20))
-    assert all(LAST_RETRY_S / 2 <= backoff_s(50) <= LAST_RETRY_S for _ in range(20))

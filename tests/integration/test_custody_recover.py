@@ -13,6 +13,7 @@ from appliance.spool import Reserve, Spool
 from appliance.stages.recover import Recovered, Recovery, recover
 from appliance.wiring.recover import rebuild
 from tests.journals import CT_IMAGE, EXPLICIT, SERIES, TO_PACS
+from tests.missing import missing
 from tests.scanner import data_set, part10
 
 LIMITS = Reserve(free_bytes=0, free_inodes=0, journal_bytes=0)
@@ -84,7 +85,7 @@ def test_what_came_malformed_was_promised_all_the_same_and_what_is_torn_was_not(
 def test_another_user_than_the_appliances_makes_no_journal(tmp_path: Path) -> None:
     """As with sudo: the appliance could not write it, and would not start any more."""
     if os.geteuid() != 0:
-        pytest.skip("needs root")
+        missing("needs root")
     config = Config(state=tmp_path)
     config.spool_dir.mkdir()
     os.chown(config.spool_dir, 65_534, 65_534)

@@ -1,6 +1,5 @@
 """A lane against a destination that does as the test says: what goes when, and what becomes of what fails."""
 
-import random
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from appliance.errors import DestinationRefused, ObjectRefused, TransientDeliver
 from appliance.journal.store import Journal
 from appliance.model import Owed, Urgency
 from appliance.ports import Outgoing
-from appliance.stages.forward import LAST_RETRY_S, OLDEST_EVERY, Lane, Outbox, backoff_s
+from appliance.stages.forward import OLDEST_EVERY, Lane, Outbox
 from tests.journals import CT_IMAGE, SERIES, arrival, events, open_journal, receive
 from tests.waiting import eventually
 
@@ -189,14 +188,6 @@ def test_what_fails_for_now_is_tried_again_for_ever(line: Line) -> None:
     line.drain()
     assert line.pacs.got == ["1"] * 61
     assert line.deliveries() == [("delivered", "", 61)]
-
-
-def test_tries_are_backed_off_capped_and_jittered() -> None:
-    random.seed(1)
-    spans = [[backoff_s(failures) for _ in range(50)] for failures in range(1, 40)]
-    for failures, found in enumerate(spans, 1):
-        longest = min(LAST_RETRY_S, 0.5 * 2 ** (failures - 1))
-        assert longest / 2 <= min(found) < max(found) <= longest
 
 
 @pytest.mark.promise("P7")

@@ -36,6 +36,7 @@ from appliance.model import Conclusion, EngineIdentity, Extent, Finding, Kind, O
 from appliance.stages.report.context import Built, Label, ReportContext
 from appliance.stages.report.picture import build_picture
 from appliance.stages.report.sr import build_sr
+from tests.missing import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY, SERIES = "1.2.826.0.1.3680043.8.498.1", "1.2.826.0.1.3680043.8.498.2"
@@ -198,7 +199,7 @@ def test_a_picture_of_another_type_is_refused() -> None:
 def test_dcmtk_reads_the_report(name: str, tmp_path: Path) -> None:
     dsrdump = Path("/usr/bin/dsrdump")
     if not dsrdump.exists():
-        pytest.skip("dsrdump (Debian package dcmtk) is not installed")
+        missing("dsrdump (Debian package dcmtk) is not installed")
     _, case, headers = CASES[NAMES.index(name)]
     path = tmp_path / "report.dcm"
     path.write_bytes(build_sr(case, headers).file_bytes)

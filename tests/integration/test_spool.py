@@ -451,3 +451,14 @@ def test_a_name_that_is_taken_is_never_written_over(spool: Spool) -> None:
     with pytest.raises(StoreFailed, match=os.strerror(errno.EEXIST)):
         spool.begin(HEAD)
     assert spool.path(name).read_bytes().endswith(b"first")
+
+
+@pytest.mark.promise("P1")
+def test_who_dies_while_the_latch_is_lifted_has_proved_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", "received", NO_LIMITS)
+    spool.latch("a sync failed")
+    (spool.root / "latched").rename(spool.root / "lifted")  # as far as it came
+    again = Spool(tmp_path / "spool", "received", NO_LIMITS)
+    assert again.latched() == "a sync failed"
+    again.prove(again.latched_at())
+    assert not Spool(tmp_path / "spool", "received", NO_LIMITS).latched()

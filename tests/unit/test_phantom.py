@@ -11,6 +11,7 @@ import pydicom
 import pytest
 
 from appliance import phantom
+from tests.missing import missing
 
 
 def digest(folder: Path) -> str:
@@ -65,7 +66,7 @@ def test_nodules_are_where_the_truth_says(ct: phantom.Truth) -> None:
 def test_a_strict_reader_finds_no_fault(kind: str, request: pytest.FixtureRequest) -> None:
     program = shutil.which("dciodvfy", path=str(Path(sys.executable).parent)) or shutil.which("dciodvfy")
     if program is None:
-        pytest.skip("dciodvfy (dicom3tools) is not installed")
+        missing("dciodvfy (dicom3tools) is not installed")
     for file in request.getfixturevalue(kind).files[:2]:
         found = subprocess.run([program, str(file)], capture_output=True, text=True, check=False)
         assert not [line for line in found.stderr.splitlines() if line.startswith(("Error", "Warning"))]
