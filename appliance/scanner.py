@@ -15,7 +15,8 @@ from pathlib import Path
 
 from appliance.dimse.association import MAX_CONTEXTS
 from appliance.dimse.header import Part10, part10
-from appliance.dimse.requestor import Pair, RequestedAssociation, Target, connect
+from appliance.dimse.requestor import Pair, RequestedAssociation, connect
+from appliance.dimse.wire import Target
 from appliance.errors import DestinationRefused, ObjectRefused, ScansideError, TransientDeliveryError
 
 MAX_FILES = 100_000

@@ -12,7 +12,7 @@ from appliance import scanner
 from appliance.cli.opening import FAILED, JsonOption, teaching, unwound_by_signals
 from appliance.cli.tables import Column, Output, complain, plural, size_of
 from appliance.config.values import ae_title, host
-from appliance.dimse.requestor import Target
+from appliance.dimse.wire import Target
 from appliance.scanner import Found, Manner, Sent
 
 SHOWN = 20  # skipped files

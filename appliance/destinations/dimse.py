@@ -8,7 +8,8 @@ from typing import Self
 
 from appliance.dimse.association import MAX_CONTEXTS
 from appliance.dimse.header import part10
-from appliance.dimse.requestor import VERIFICATION_PAIR, Pair, RequestedAssociation, Target, connect, unreadable
+from appliance.dimse.requestor import VERIFICATION_PAIR, Pair, RequestedAssociation, connect, unreadable
+from appliance.dimse.wire import Target
 from appliance.errors import DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
 from appliance.ports import Outgoing
 

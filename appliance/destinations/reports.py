@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from appliance.dimse.data_set import DataSet, Tag, references
 from appliance.dimse.event_report import connect_as_scp
-from appliance.dimse.requestor import Target
 from appliance.dimse.sop_classes import STORAGE_COMMITMENT_INSTANCE, STORAGE_COMMITMENT_PUSH
+from appliance.dimse.wire import Target
 from appliance.model import CommitmentReport
 
 COMPLETE, FAILURES_EXIST = 1, 2  # event types

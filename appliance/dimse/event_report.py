@@ -12,13 +12,14 @@ from appliance.dimse.association import Role
 from appliance.dimse.command import Command
 from appliance.dimse.data_set import TRANSFER_SYNTAXES, DataSet, write
 from appliance.dimse.pdu import Control, p_data_header
-from appliance.dimse.requestor import CHUNK, RequestedAssociation, Target, open_connection
+from appliance.dimse.requestor import CHUNK, RequestedAssociation
+from appliance.dimse.wire import Target, Wire
 from appliance.errors import ObjectRefused, RemoteProtocolError
 
 
 def connect_as_scp(target: Target, sop_class_uid: str) -> "ReportingAssociation":
     """An association to report events of this SOP class on. Raises as requestor.connect."""
-    association = ReportingAssociation(target, open_connection(target))
+    association = ReportingAssociation(target, Wire(target))
     role = Role(sop_class_uid=sop_class_uid, scu=False, scp=True)
     association.negotiate([(sop_class_uid, syntax) for syntax in TRANSFER_SYNTAXES], [role])
     return association
@@ -46,7 +47,7 @@ class ReportingAssociation(RequestedAssociation):
             has_data_set=True,
         )
         with self._ends_on_error():
-            self._send([dimse.encode(request, context_id), *self._pieces(write(data_set, syntax), context_id)])
+            self._wire.send([dimse.encode(request, context_id), *self._pieces(write(data_set, syntax), context_id)])
             answer = self._response(request)
             if answer.has_data_set:  # an event reply: none is defined for the classes we serve
                 self._pass_over()
@@ -61,9 +62,9 @@ class ReportingAssociation(RequestedAssociation):
         return parts
 
     def _pass_over(self) -> None:
-        deadline, left = self._deadline(), CHUNK
+        deadline, left = self._wire.deadline(), CHUNK
         while True:
-            event = self._next_event(deadline)
+            event = self._wire.event(deadline)
             if isinstance(event, Control) or event.is_command or len(event.view) > left:
                 raise RemoteProtocolError("not the data set of a response")
             left -= len(event.view)

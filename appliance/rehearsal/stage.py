@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance import scanner
-from appliance.dimse.requestor import Target
+from appliance.dimse.wire import Target
 from appliance.journal import jobs
 from appliance.journal.overview import Overview, overview
 from appliance.journal.store import Journal

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from appliance.config import Config, Proof
 from appliance.destinations.reports import ReportNode
-from appliance.dimse.requestor import Target
+from appliance.dimse.wire import Target
 from appliance.journal.custody import Terms
 from appliance.spool import Spool
 from appliance.stages.confirm import Confirmer, Desk

@@ -6,7 +6,7 @@ from appliance.config import Config, DimseDestination, FolderDestination, Proof
 from appliance.config import Destination as DestinationOptions
 from appliance.destinations.dimse import DimseNode
 from appliance.destinations.folder import Folder
-from appliance.dimse.requestor import Security, Target
+from appliance.dimse.wire import Security, Target
 from appliance.errors import OutOfResources
 from appliance.journal import copies, outbox
 from appliance.journal.copies import Keep, Rules

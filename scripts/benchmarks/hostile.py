@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Self
 
 from appliance.dimse.header import Part10, part10
-from appliance.dimse.requestor import Target, connect
+from appliance.dimse.requestor import connect
+from appliance.dimse.wire import Target
 from appliance.errors import DeliveryError
 from benchmarks.attacks import CT_IMAGE, DEVICE, DEVICE_ADDRESS, SCANNER_ADDRESS, Attack, Front, attacks
 from benchmarks.hostile_objects import identity

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from appliance.dimse.requestor import Target, connect
+from appliance.dimse.requestor import connect
 from appliance.dimse.sop_classes import VERIFICATION
+from appliance.dimse.wire import Target
 from benchmarks.ingest_receivers import Receiver, Running
 from benchmarks.ingest_senders import Sending, send, warm_up
 from benchmarks.process_tree import cpu_s

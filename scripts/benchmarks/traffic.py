@@ -5,7 +5,6 @@ One template file is patched in place before each C-STORE, so a study of any siz
 
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -21,7 +20,8 @@ from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittle
 
 from appliance.dimse.command import Command
 from appliance.dimse.header import Part10, part10
-from appliance.dimse.requestor import Answer, RequestedAssociation, Target
+from appliance.dimse.requestor import Answer, RequestedAssociation
+from appliance.dimse.wire import Target, Wire
 from appliance.errors import ScansideError
 from benchmarks.report import BenchError
 from benchmarks.rig import LOOPBACK
@@ -48,22 +48,27 @@ class Ack:
     waited: float  #: from the last byte, when it had been handed to the kernel, to the answer
 
 
-class TimedAssociation(RequestedAssociation):
-    """Notes when the last byte of a request has left, and sends no faster than a wire would carry it.
+class PacedWire(Wire):
+    """Sends no faster than a wire would carry it.
 
     The sender shares the cores with what it measures; a scanner sits at the other end of a cable.
     """
 
-    sent_at = 0.0
     _free_at = 0.0
 
-    def _send(self, parts: Sequence[bytes | memoryview]) -> None:
+    def send(self, parts: Sequence[bytes | memoryview]) -> None:
         for at in range(0, len(parts), 2):  # a PDU or two at a time: its last byte leaves in time to a millisecond
             some = parts[at : at + 2]
             time.sleep(max(0.0, self._free_at - time.monotonic()))
-            super()._send(some)
+            super().send(some)
             size = sum(len(part) for part in some)
             self._free_at = max(self._free_at, time.monotonic() - OVERSLEPT_S) + size / WIRE_BYTES_PER_S
+
+
+class TimedAssociation(RequestedAssociation):
+    """Notes when the last byte of a request has left."""
+
+    sent_at = 0.0
 
     def _answer_to(self, request: Command) -> Answer:
         self.sent_at = time.monotonic()
@@ -72,9 +77,7 @@ class TimedAssociation(RequestedAssociation):
 
 def associate(port: int, calling_ae: str, sop_class_uid: str) -> TimedAssociation:
     target = Target(host=LOOPBACK, port=port, calling_ae=calling_ae, called_ae="SCANSIDE")
-    connection = socket.create_connection((target.host, target.port), timeout=target.timeout_s)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    association = TimedAssociation(target, connection)
+    association = TimedAssociation(target, PacedWire(target))
     association.negotiate([(sop_class_uid, SYNTAX)])
     return association
 

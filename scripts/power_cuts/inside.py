@@ -26,7 +26,8 @@ from uuid import uuid4
 
 from appliance.config import Config
 from appliance.dimse.header import Part10
-from appliance.dimse.requestor import RequestedAssociation, Target, connect
+from appliance.dimse.requestor import RequestedAssociation, connect
+from appliance.dimse.wire import Target
 from appliance.errors import OutOfResources, ScansideError
 from appliance.file_head import file_head
 from appliance.journal.store import Journal

@@ -26,7 +26,8 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
 from appliance.dimse.header import Part10, part10, read_header
-from appliance.dimse.requestor import VERIFICATION_PAIR, RequestedAssociation, Target, connect
+from appliance.dimse.requestor import VERIFICATION_PAIR, RequestedAssociation, connect
+from appliance.dimse.wire import Target
 from appliance.errors import DeliveryError
 from tests.waiting import eventually
 

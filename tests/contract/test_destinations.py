@@ -23,9 +23,9 @@ from appliance.dimse.association import (
 )
 from appliance.dimse.header import part10
 from appliance.dimse.pdu import encode_release_rp
-from appliance.dimse.requestor import Target
 from appliance.dimse.small_pacs import ScriptedPacs, SmallPacs
 from appliance.dimse.sop_classes import VERIFICATION
+from appliance.dimse.wire import Target
 from appliance.errors import DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
 from appliance.ports import Destination
 

@@ -16,13 +16,13 @@ from appliance.dimse.association import AssociateAccept
 from appliance.dimse.command import Command, CommandField, encode
 from appliance.dimse.data_set import DataSet, Tag, references, write
 from appliance.dimse.pdu import encode_p_data
-from appliance.dimse.requestor import Target
 from appliance.dimse.services import Services
 from appliance.dimse.sop_classes import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     STORAGE_COMMITMENT_INSTANCE,
     STORAGE_COMMITMENT_PUSH,
 )
+from appliance.dimse.wire import Target
 from appliance.errors import DestinationRefused, ObjectRefused, OutOfResources, TransientDeliveryError
 from appliance.journal import commitments, outbox
 from appliance.journal.custody import Terms

@@ -12,8 +12,8 @@ import pytest
 from appliance.destinations.dimse import DimseNode, judge
 from appliance.destinations.folder import Folder
 from appliance.dimse.pdu import encode_p_data
-from appliance.dimse.requestor import Target
 from appliance.dimse.small_pacs import SmallPacs
+from appliance.dimse.wire import Target
 from appliance.errors import TransientDeliveryError
 from appliance.ports import Destination
 from tests.journals import CT_IMAGE, EXPLICIT, SERIES

@@ -11,13 +11,13 @@ from appliance.dimse.command import Command, encode, response
 from appliance.dimse.command import decode as decode_command
 from appliance.dimse.data_set import Tag, items, read
 from appliance.dimse.pdu import Control, PduReader, encode_p_data, encode_release_rp
-from appliance.dimse.requestor import Target
 from appliance.dimse.sop_classes import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
     STORAGE_COMMITMENT_INSTANCE,
     STORAGE_COMMITMENT_PUSH,
 )
+from appliance.dimse.wire import Target
 from appliance.errors import DeliveryError, ObjectRefused, TransientDeliveryError
 from appliance.model import CommitmentReport
 from tests.integration.test_requestor import peer, read_pdu

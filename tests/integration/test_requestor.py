@@ -20,8 +20,9 @@ from appliance.dimse import pdu
 from appliance.dimse.association import AcceptedContext, AssociateAccept, encode_accept
 from appliance.dimse.command import Command, CommandField, echo_request, encode, response, store_request
 from appliance.dimse.header import Part10, part10
-from appliance.dimse.requestor import VERIFICATION_PAIR, Answer, RequestedAssociation, Target, connect
+from appliance.dimse.requestor import VERIFICATION_PAIR, Answer, RequestedAssociation, connect
 from appliance.dimse.small_pacs import SmallPacs
+from appliance.dimse.wire import Target
 from appliance.errors import DestinationRefused, ObjectRefused, TransientDeliveryError
 
 CT, EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
@@ -117,7 +118,8 @@ SENDER = """
 import json, resource, sys
 from pathlib import Path
 from appliance.dimse.header import part10
-from appliance.dimse.requestor import Target, connect
+from appliance.dimse.requestor import connect
+from appliance.dimse.wire import Target
 item = part10(Path(sys.argv[1]))
 target = Target(host="127.0.0.1", port=int(sys.argv[2]), calling_ae="A", called_ae="B")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -20,8 +20,9 @@ import yaml
 
 from appliance.dimse.association import AssociateAccept, Rejection
 from appliance.dimse.header import part10 as read_part10
-from appliance.dimse.requestor import Target, connect
+from appliance.dimse.requestor import connect
 from appliance.dimse.tls import ClientTls
+from appliance.dimse.wire import Target
 from tests.certificates import Paper, Papers, TlsClient, client_context
 from tests.journals import CT_IMAGE, EXPLICIT
 from tests.scanner import Client, data_set, part10, store_message

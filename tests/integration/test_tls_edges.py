@@ -13,8 +13,9 @@ import pytest
 
 from appliance.dimse.association import AssociateAccept, Rejection
 from appliance.dimse.header import part10 as read_part10
-from appliance.dimse.requestor import VERIFICATION_PAIR, Target, connect
+from appliance.dimse.requestor import VERIFICATION_PAIR, connect
 from appliance.dimse.tls import MOST_SESSIONS, ClientTls, ServerFiles, TlsGuard
+from appliance.dimse.wire import Target
 from appliance.errors import DeliveryError, DestinationRefused, TransientDeliveryError
 from tests.certificates import Authority, Paper, Papers, TlsClient, client_context
 from tests.journals import CT_IMAGE, EXPLICIT, SERIES
