@@ -46,11 +46,13 @@ def _traced(receiver: Receiver, running: Running, folders: Sequence[Path], said:
     command = ["strace", "-f", "-e", f"trace={','.join(_SYNCS)}", "-o", str(said), "-p", str(running.pid)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
         assert tracer.stderr is not None  # noqa: S101 - opened as a pipe
-        if "attached" not in (first := tracer.stderr.readline()):
-            raise BenchError(f"strace may not look at {receiver.name}: {first.strip()}. It needs root")
-        send(receiver, running, Sending(folders=folders, nodelay=True))
-        tracer.terminate()
-        tracer.communicate()
+        try:
+            if "attached" not in (first := tracer.stderr.readline()):
+                raise BenchError(f"strace may not look at {receiver.name}: {first.strip()}. It needs root")
+            send(receiver, running, Sending(folders=folders, nodelay=True))
+        finally:
+            tracer.terminate()
+            tracer.communicate()
     return re.findall(rf"\b({'|'.join(_SYNCS)})\(", said.read_text())
 
 
