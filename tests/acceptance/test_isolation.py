@@ -248,7 +248,7 @@ def test_a_scanner_gets_its_success_as_fast_beside_all_other_processes_at_work(
     seconds: dict[str, list[list[float]]] = {"alone": [], "beside": []}
     for turn in range(ROUNDS):
         seconds["alone"].append(commits(site, site.on, "alone"))
-        eventually(lambda: not site.on.owed() and not unfinished(site.on), ARRIVED_S)
+        eventually(lambda: not unfinished(site.on) and not site.on.owed(), ARRIVED_S)
         site.pacs.stop()
         study = site.lung_ct.copy(site.work / "scans", f"backlog {turn}")
         Scanner(site.on).send(study.paths)
@@ -259,7 +259,7 @@ def test_a_scanner_gets_its_success_as_fast_beside_all_other_processes_at_work(
         seconds["beside"].append(commits(site, site.on, "beside"))
         assert running(site.on), "the AI was at work all the time"
         assert held_up > len(study.paths) // 2
-        eventually(lambda: not site.on.owed() and not unfinished(site.on), ARRIVED_S)
+        eventually(lambda: not unfinished(site.on) and not site.on.owed(), ARRIVED_S)
     medians = told(seconds)
     for state, (middle, high) in medians.items():
         figure(
