@@ -6,6 +6,7 @@ and 10 s), which needs half an hour.
 """
 
 import json
+import os
 import random
 import sqlite3
 import subprocess
@@ -178,7 +179,8 @@ def test_no_report_of_a_half_when_the_scanner_dies_in_the_middle_of_an_image(
     study = lung_ct.copy(work / "scans", "died")
     command = [sys.executable, "-m", "appliance", "send", str(work / "scans"), "--calling", SCANNER]
     command += ["--called", "SCANSIDE", "--to", f"127.0.0.1:{site.appliance.port}"]
-    sending = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    place = {**os.environ, "TMPDIR": str(work)}  # killed, it leaves a folder
+    sending = subprocess.Popen(command, cwd=ROOT, env=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         eventually(lambda: arrived(site, study) >= SLICES // 3, 30, "a third has come")
     finally:
