@@ -221,8 +221,8 @@ def association_ended(journal: Journal, calling_ae: str, *, in_order: bool, othe
     column = "released" if in_order else "interrupted"
     with journal.write(durable=False) as tx:
         tx.sql(
-            f"UPDATE series SET {column}=1 WHERE calling_ae=? AND state=?",
-            (calling_ae, SeriesState.OPEN),
+            f"UPDATE series SET {column}=1 WHERE calling_ae=? AND state='open'",  # spelt out: by its index
+            (calling_ae,),
         )
 
 

@@ -81,7 +81,7 @@ CREATE TABLE series (
     evidence TEXT NOT NULL,
     UNIQUE (study_instance_uid, series_instance_uid)
 );
-CREATE INDEX series_open ON series (last_tick) WHERE state = 'open';
+CREATE INDEX series_open ON series (id) WHERE state = 'open';   -- few: an arrival need not move them in it
 
 -- Pauses between arrivals within a series, per sender, in bins of powers of two of a millisecond. Owner: receive.
 CREATE TABLE gap (

@@ -5,13 +5,13 @@ same images from DCMTK's storescu. A ratio is one of two rates in the same round
 """
 
 import os
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from tempfile import mkdtemp
 
 from benchmarks import ingest_counts
 from benchmarks.ingest_images import Images, make_cr, make_ct
@@ -155,8 +155,7 @@ def _measure(cell: Cell, compared: Sequence[Receiver], folder: Path, rounds: int
 
 
 def _once(cell: Cell, receiver: Receiver, folder: Path) -> Measured:
-    place = folder / "receiver"
-    place.mkdir()
+    place = Path(mkdtemp(prefix="receiver-", dir=folder))
     sending = Sending(
         folders=cell.images.dealt(folder, cell.associations), nodelay=cell.nodelay, tls=cell.tls, repeat=cell.repeat
     )
@@ -170,7 +169,17 @@ def _once(cell: Cell, receiver: Receiver, folder: Path) -> Measured:
             _check_kept(receiver, running, expected)
         return measured
     finally:
-        shutil.rmtree(place)
+        _empty(place)
+
+
+def _empty(place: Path) -> None:
+    """Give the room back, the inodes only at the end: ext4 without a journal does not use one again for minutes.
+
+    Each file made meanwhile would search past all of those: 0.3 ms instead of 0.02 ms.
+    """
+    for path in place.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            os.truncate(path, 0)
 
 
 def _send(receiver: Receiver, running: Running, sending: Sending) -> Measured:

@@ -44,7 +44,7 @@ SMALL, LARGE = (1 << 10, 1 << 13), (1 << 20) + (1 << 18)  # bytes; a large one i
 LARGE_EVERY = 40
 #: Of WAL. Smaller than the product's, so that it comes within a second to where it is in the field after hours: the WAL
 #: is overwritten in place, and its sync commits nothing else of the file system.
-CHECKPOINT_BYTES, TRUNCATE_BYTES = 1 << 17, 2 << 20
+CHECKPOINT_BYTES, RESTART_BYTES, TRUNCATE_BYTES = 1 << 17, 1 << 19, 4 << 20
 UPKEEP_EVERY_S = 0.1
 
 
@@ -192,8 +192,10 @@ def upkeep(journal: Journal, stopping: threading.Event) -> None:
         if size < CHECKPOINT_BYTES or size == checkpointed:
             continue
         with suppress(OutOfResources):  # somebody wrote for long: next time
-            journal.checkpoint(truncate=size > TRUNCATE_BYTES)
+            journal.checkpoint()
             checkpointed = size
+            if size > RESTART_BYTES:
+                journal.checkpoint(restart=True, truncate=size > TRUNCATE_BYTES)
 
 
 def in_thread(work: Callable[[], None]) -> threading.Thread:
