@@ -1,6 +1,6 @@
 """What the analyse process calls: files in, model inputs out; model outputs in, a conclusion out.
 
-prepared = prepare(package, paths, workdir)             CannotAnalyse: "not analysed: reason"
+prepared = prepare(package, paths, workdir, reader)             CannotAnalyse: "not analysed: reason"
 reading = conclude(package, prepared, engine.infer(prepared.inputs, ...))
 """
 
@@ -16,11 +16,12 @@ from appliance.engine_ops import LabelScores, LesionCandidates
 from appliance.engine_package import EnginePackage
 from appliance.errors import CannotAnalyse
 from appliance.imaging import acceptance, findings, geometry, preprocess, volume
-from appliance.imaging.film import Film, read_film
+from appliance.imaging.film import Film
 from appliance.imaging.findings import Said
 from appliance.imaging.geometry import Stack
-from appliance.imaging.headers import ImageHeader, read_header
+from appliance.imaging.headers import ImageHeader
 from appliance.imaging.preprocess import ModelImage
+from appliance.imaging.reading import ImageReader, ReaderLost
 from appliance.imaging.volume import Volume
 from appliance.model import Conclusion, Extent, Finding, Reason
 
@@ -49,7 +50,11 @@ class Reading:
 
 
 def prepare(
-    package: EnginePackage, paths: Sequence[Path], workdir: Path, check_room: Callable[[int], None] = volume.unlimited
+    package: EnginePackage,
+    paths: Sequence[Path],
+    workdir: Path,
+    reader: ImageReader,
+    check_room: Callable[[int], None] = volume.unlimited,
 ) -> Prepared:
     """Read the files (one series, or one film), check them against the manifest, make the model's inputs.
 
@@ -57,12 +62,12 @@ def prepare(
     raise when it hears of its bytes.
     """
     manifest = package.manifest
-    headers = acceptance.suitable([read_header(path) for path in paths], manifest.accepts)
+    headers = acceptance.suitable([reader.header(path) for path in paths], manifest.accepts)
     if manifest.scope is Scope.INSTANCE:
-        return _prepare_film(manifest, headers)
-    stack = geometry.stack(headers, manifest.accepts.orientation)
+        return _prepare_film(manifest, headers, reader)
+    stack = geometry.stack(headers, manifest.accepts.orientation, reader)
     acceptance.check_stack(stack, manifest.accepts)
-    source = volume.build(stack, workdir, check_room)
+    source = volume.build(stack, workdir, check_room, reader)
     image = preprocess.run(manifest.preprocess, source.hu, source.voxel_mm)
     return Prepared(
         inputs=_inputs(manifest, image),
@@ -80,39 +85,46 @@ def conclude(package: EnginePackage, prepared: Prepared, outputs: Mapping[str, N
     return Reading(conclusion=conclusion, findings=said.findings, measures=said.measures)
 
 
-def closed_geometry(paths: Sequence[Path]) -> bool:
-    """Whether the slices that are there form one uniform stack without gaps: enough for a provisional run."""
+def closed_geometry(paths: Sequence[Path], reader: ImageReader) -> bool:
+    """Whether the slices that are there form one uniform stack without gaps: enough for a provisional run.
+
+    Raises RuntimeFailed.
+    """
     try:
-        return geometry.is_closed([read_header(path) for path in paths])
+        return geometry.is_closed([reader.header(path) for path in paths], reader)
     except CannotAnalyse:
         return False
 
 
-def preference(package: EnginePackage, paths: Sequence[Path]) -> tuple[bool, tuple[int, float, int, str]]:
+def preference(
+    package: EnginePackage, paths: Sequence[Path], reader: ImageReader
+) -> tuple[bool, tuple[int, float, int, str]]:
     """Sort key of a series among those of a study (one_per: study), lower = preferred.
 
-    What the engine cannot take comes last: a localiser, say, or a series with an unreadable file.
+    What the engine cannot take comes last: a localiser, say, or a series with an unreadable file. Raises RuntimeFailed.
     """
     headers = []
     for path in paths:
         try:
-            headers.append(read_header(path))
+            headers.append(reader.header(path))
+        except ReaderLost:
+            break
         except CannotAnalyse:
             continue
     manifest = package.manifest
     try:
         kept = acceptance.suitable(headers, manifest.accepts)
-        acceptance.check_stack(geometry.stack(kept, manifest.accepts.orientation), manifest.accepts)
+        acceptance.check_stack(geometry.stack(kept, manifest.accepts.orientation, reader), manifest.accepts)
     except CannotAnalyse:
         return True, acceptance.rank(headers, manifest.prefer)
     return len(headers) < len(paths), acceptance.rank(kept, manifest.prefer)
 
 
-def _prepare_film(manifest: Manifest, headers: Sequence[ImageHeader]) -> Prepared:
+def _prepare_film(manifest: Manifest, headers: Sequence[ImageHeader], reader: ImageReader) -> Prepared:
     if len(headers) != 1:
         raise CannotAnalyse(Reason.UNSUITABLE, f"{len(headers)} images, the engine reads one film")
     acceptance.check_film(headers[0], manifest.accepts)
-    film = read_film(headers[0])
+    film = reader.film(headers[0])
     spacing = headers[0].pixel_spacing or (float("nan"), float("nan"))
     image = preprocess.run(manifest.preprocess, film.image, spacing)
     rows, columns = film.image.shape

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from appliance.errors import CannotAnalyse
 from appliance.imaging.headers import ImageHeader, Plane, Vector
-from appliance.imaging.pixels import same_pixels
+from appliance.imaging.reading import IN_PROCESS, ImageReader
 from appliance.model import Reason
 
 SAME_POSITION_MM = 0.01
@@ -55,8 +55,11 @@ class Stack:
         return float(point[0]), float(point[1]), float(point[2])
 
 
-def stack(headers: Sequence[ImageHeader], orientation: str | None = None) -> Stack:
-    """Order and check. Raises CannotAnalyse: GEOMETRY (not one stack) or INCOMPLETE (a slice is missing)."""
+def stack(headers: Sequence[ImageHeader], orientation: str | None = None, reader: ImageReader = IN_PROCESS) -> Stack:
+    """Order and check; `reader` is asked about slices at one position.
+
+    Raises CannotAnalyse: GEOMETRY (not one stack) or INCOMPLETE (a slice is missing), and what the reader does.
+    """
     frames = [(header, plane) for header in headers for plane in header.planes]
     if len(frames) < 2 or any(not header.planes for header in headers):
         raise _not_one_stack("there are no two slices with a position")
@@ -68,17 +71,17 @@ def stack(headers: Sequence[ImageHeader], orientation: str | None = None) -> Sta
     slices = [
         Slice(header=header, plane=plane, along=float(np.dot(plane.position, normal))) for header, plane in frames
     ]
-    slices = _without_duplicates(sorted(slices, key=lambda item: item.along))
+    slices = _without_duplicates(sorted(slices, key=lambda item: item.along), reader)
     _check_shift(slices, normal)
     return Stack(
         slices=tuple(slices), spacing=_spacing(slices), normal=(float(normal[0]), float(normal[1]), float(normal[2]))
     )
 
 
-def is_closed(headers: Sequence[ImageHeader]) -> bool:
+def is_closed(headers: Sequence[ImageHeader], reader: ImageReader) -> bool:
     """Whether these slices form one uniform stack without a gap, as far as they go."""
     try:
-        stack(headers)
+        stack(headers, reader=reader)
     except CannotAnalyse:
         return False
     return True
@@ -113,14 +116,14 @@ def _check_uniform(frames: Sequence[tuple[ImageHeader, Plane]]) -> None:
         raise _not_one_stack(f"the gantry was tilted by {tilt:.1f} degrees")
 
 
-def _without_duplicates(slices: Sequence[Slice]) -> list[Slice]:
+def _without_duplicates(slices: Sequence[Slice], reader: ImageReader) -> list[Slice]:
     """Slices at one position: the first stays where all hold the same pixels."""
     kept = [slices[0]]
     for item in slices[1:]:
         last = kept[-1]
         if item.along - last.along > SAME_POSITION_MM:
             kept.append(item)
-        elif not same_pixels((last.header, last.plane.frame), (item.header, item.plane.frame)):
+        elif not reader.same_pixels((last.header, last.plane.frame), (item.header, item.plane.frame)):
             raise _not_one_stack(f"two different slices at {item.along:.1f} mm")
     if len(kept) < 2:
         raise _not_one_stack("all slices are at one position")

@@ -49,6 +49,8 @@ PARSE_FAILURES = (
 )
 
 MAX_DEFLATED, MAX_INFLATED = 1 << 20, 1 << 22  #: bytes, of a header
+MAX_TEXT, MAX_VALUES = 1024, 64  #: characters, values of an element: the rest is cut away
+MAX_COUNT, MAX_BITS = 2**31 - 1, 64
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _LONG_VRS = (b"OB", b"OW", b"UN", b"OD", b"OF", b"OL", b"OV")
 _PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}
@@ -183,24 +185,33 @@ def _pixel_element(file: BinaryIO, syntax: UID) -> tuple[int, int | None]:
 
 
 def _layout(dataset: Dataset, syntax: UID, offset: int, length: int | None) -> PixelLayout:
-    allocated = int(dataset.get("BitsAllocated") or 0)
-    stored = int(dataset.get("BitsStored") or allocated)
-    high_bit = dataset.get("HighBit")
+    allocated = _count(dataset, "BitsAllocated", 0)
+    stored = _count(dataset, "BitsStored", allocated)
+    if max(allocated, stored) > MAX_BITS:
+        raise ValueError("BitsAllocated")
     return PixelLayout(
         transfer_syntax_uid=syntax,
-        rows=int(dataset.get("Rows") or 0),
-        columns=int(dataset.get("Columns") or 0),
-        frames=int(dataset.get("NumberOfFrames") or 1),
-        samples_per_pixel=int(dataset.get("SamplesPerPixel") or 1),
+        rows=_count(dataset, "Rows", 0),
+        columns=_count(dataset, "Columns", 0),
+        frames=_count(dataset, "NumberOfFrames", 1),
+        samples_per_pixel=_count(dataset, "SamplesPerPixel", 1),
         photometric=_text(dataset, "PhotometricInterpretation"),
         bits_allocated=allocated,
         bits_stored=stored,
-        high_bit=stored - 1 if high_bit is None else int(high_bit),
+        high_bit=max(stored - 1, 0) if dataset.get("HighBit") is None else _count(dataset, "HighBit", 0),
         signed=int(dataset.get("PixelRepresentation") or 0) == 1,
         padding=_padding(dataset, allocated),
         offset=offset,
         length=length,
     )
+
+
+def _count(dataset: Dataset, keyword: str, absent: int) -> int:
+    """Raises ValueError for what no count can be; absent, empty and 0 are one."""
+    value = int(dataset.get(keyword) or absent)
+    if not 0 <= value <= MAX_COUNT:
+        raise ValueError(keyword)
+    return value
 
 
 def _padding(dataset: Dataset, bits_allocated: int) -> tuple[int, int] | None:
@@ -303,12 +314,17 @@ def _pixel_spacing(dataset: Dataset) -> tuple[float, float] | None:
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
-    return str(dataset.get(keyword) or "").strip()
+    return _short(dataset.get(keyword) or "")
 
 
 def _texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
     values = dataset.get(keyword) or ()
-    return tuple(str(value).strip() for value in ([values] if isinstance(values, str) else values))
+    return tuple(_short(value) for value in ([values] if isinstance(values, str) else list(values[:MAX_VALUES])))
+
+
+def _short(value: object) -> str:
+    """Text that any encoding of Unicode can carry."""
+    return str(value)[:MAX_TEXT].strip().encode(errors="replace").decode()
 
 
 def _number(value: object) -> float:

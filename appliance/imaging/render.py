@@ -1,6 +1,6 @@
 """Key pictures: the images that findings are on, as a human sees them, with numbered boxes. Never diagnostic."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from appliance.errors import CannotAnalyse
 from appliance.imaging.analysis import Prepared
-from appliance.imaging.film import read_film
-from appliance.imaging.headers import ImageHeader, Plane, parsing, read_header
-from appliance.imaging.pixels import read_frame
-from appliance.imaging.volume import AIR_HU
+from appliance.imaging.headers import ImageHeader, Plane, parsing
+from appliance.imaging.reading import ImageReader
 from appliance.model import Finding, Reason
 
 Picture = NDArray[np.uint8]
@@ -26,18 +24,20 @@ FONT_PIXELS = 16
 FILE_META_BYTES = 2048  #: more than preamble and File Meta Information take (PS3.10 7.1)
 
 
-def key_picture(images: Prepared | Sequence[Path], findings: Sequence[Finding]) -> Picture:
+def key_picture(images: Prepared | Sequence[Path], findings: Sequence[Finding], reader: ImageReader) -> Picture:
     """RGB (rows, columns, 3): up to three key slices side by side, or the film at 1024 pixels or less.
 
-    Findings are numbered in their order from 1. Raises CannotAnalyse where an image is missing or unreadable.
+    Findings are numbered in their order from 1. Raises CannotAnalyse where an image is missing or unreadable, and
+    RuntimeFailed.
     """
     numbered = list(enumerate(findings, 1))
     uids = list(dict.fromkeys(finding.sop_instance_uid for finding in findings))[:MAX_SLICES]
-    headers = images.headers if isinstance(images, Prepared) else _headers_of(images, uids)
+    headers = images.headers if isinstance(images, Prepared) else _headers_of(images, uids, reader)
     by_uid = {header.sop_instance_uid: header for header in headers}
     if not uids or any(uid not in by_uid for uid in uids):
         raise CannotAnalyse(Reason.UNDECODABLE, "the image of a finding is not there")
-    panels = [_panel(by_uid[uid], [item for item in numbered if item[1].sop_instance_uid == uid]) for uid in uids]
+    on_each = {uid: [item for item in numbered if item[1].sop_instance_uid == uid] for uid in uids}
+    panels = [_panel(by_uid[uid], on_each[uid], reader) for uid in uids]
     height = max(panel.shape[0] for panel in panels)
     return np.hstack([np.pad(panel, ((0, height - panel.shape[0]), (0, 0), (0, 0))) for panel in panels])
 
@@ -52,15 +52,15 @@ def draw_box(picture: Image.Image, box: Box, label: str) -> None:
     draw.text((left, above if above >= 0 else bottom + 2 * width), label, COLOUR, ImageFont.load_default(FONT_PIXELS))
 
 
-def _headers_of(paths: Sequence[Path], uids: Sequence[str]) -> list[ImageHeader]:
+def _headers_of(paths: Sequence[Path], uids: Sequence[str], reader: ImageReader) -> list[ImageHeader]:
     """Headers among which those of `uids` are, if they are there at all.
 
     The SOP Instance UID stands in the File Meta Information, so most files need not be parsed.
     """
     named = [path for path in paths if _begins_with_one_of(path, uids)]
-    headers = [read_header(path) for path in named]
+    headers = [reader.header(path) for path in named]
     found = {header.sop_instance_uid for header in headers}
-    return headers if found.issuperset(uids) else [read_header(path) for path in paths]
+    return headers if found.issuperset(uids) else [reader.header(path) for path in paths]
 
 
 def _begins_with_one_of(path: Path, uids: Sequence[str]) -> bool:
@@ -69,9 +69,8 @@ def _begins_with_one_of(path: Path, uids: Sequence[str]) -> bool:
     return any(uid.encode() in beginning for uid in uids)
 
 
-def _panel(header: ImageHeader, findings: Iterable[tuple[int, Finding]]) -> Picture:
-    findings = list(findings)
-    grey = _slice(header, findings[0][1]) if header.planes else read_film(header).image
+def _panel(header: ImageHeader, findings: Sequence[tuple[int, Finding]], reader: ImageReader) -> Picture:
+    grey = _slice(header, findings[0][1], reader) if header.planes else reader.film(header).image
     picture = Image.fromarray(np.rint(grey * 255).astype(np.uint8))
     scale = min(1.0, MAX_FILM_PIXELS / max(picture.size))
     if scale < 1:
@@ -84,13 +83,9 @@ def _panel(header: ImageHeader, findings: Iterable[tuple[int, Finding]]) -> Pict
     return np.asarray(picture, np.uint8)
 
 
-def _slice(header: ImageHeader, finding: Finding) -> NDArray[np.float32]:
+def _slice(header: ImageHeader, finding: Finding, reader: ImageReader) -> NDArray[np.float32]:
     """The slice in a lung window, 0..1."""
-    plane = _nearest(header.planes, finding)
-    stored, padding = read_frame(header, plane.frame)
-    hu = stored.astype(np.float32) * np.float32(plane.slope) + np.float32(plane.intercept)
-    if padding is not None:
-        hu[padding] = AIR_HU
+    hu = reader.slice_hu(header, _nearest(header.planes, finding))
     low, high = LUNG_WINDOW
     return np.asarray(np.clip((hu - np.float32(low)) / np.float32(high - low), 0, 1), np.float32)
 

@@ -1,23 +1,22 @@
 """A stack of slices as one volume in Hounsfield units, on disk and mapped, read slice by slice."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.disk import SHORTAGE
-from appliance.errors import CannotAnalyse, RuntimeFailed
-from appliance.imaging.geometry import Slice, Stack
-from appliance.imaging.headers import Plane
-from appliance.imaging.pixels import Stored, read_frame
+from appliance.errors import CannotAnalyse
+from appliance.imaging.geometry import Stack
+from appliance.imaging.reading import IN_PROCESS, ImageReader, unwritable
 from appliance.model import Reason
 
-AIR_HU = -1000
 MAX_VOXELS = 2**30
-_INT16 = np.iinfo(np.int16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,12 @@ def unlimited(size: int) -> None:
     """A `check_room` that lets everything be written."""
 
 
-def build(stack: Stack, workdir: Path, check_room: Callable[[int], None] = unlimited) -> Volume:
+def build(
+    stack: Stack,
+    workdir: Path,
+    check_room: Callable[[int], None] = unlimited,
+    reader: ImageReader = IN_PROCESS,
+) -> Volume:
     """Read every slice once, into `workdir`/volume.int16; before that `check_room` is asked about its bytes.
 
     Raises CannotAnalyse(UNDECODABLE), CannotAnalyse(NO_ROOM), RuntimeFailed(ENGINE_FAILED), and what `check_room` does.
@@ -46,41 +50,27 @@ def build(stack: Stack, workdir: Path, check_room: Callable[[int], None] = unlim
     shape = (len(stack.slices), layout.rows, layout.columns)
     if any(item.header.modality == "CT" and not item.plane.rescaled for item in stack.slices):
         raise CannotAnalyse(Reason.UNDECODABLE, "a slice does not say how its values become Hounsfield units")
-    if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
+    size = prod(shape) * 2
+    if not 0 < size <= MAX_VOXELS * 2:
         raise CannotAnalyse(Reason.UNDECODABLE, f"a volume of {shape} is not read")
-    check_room(int(np.prod(shape, dtype=np.int64)) * 2)
-    hu = _mapped(workdir / "volume.int16", shape)
-    for target, item in zip(hu, stack.slices, strict=True):
-        _fill(target, item)
-    return Volume(hu=hu, stack=stack)
+    check_room(size)
+    path = workdir / "volume.int16"
+    with _allocated(path, size) as file:
+        for number, item in enumerate(stack.slices):
+            reader.write_hu(item.header, item.plane, file.fileno(), number * (size // shape[0]))
+    return Volume(hu=np.memmap(path, np.int16, "r", shape=shape), stack=stack)
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.int16]:
-    """A zeroed array in a file whose blocks exist: writing to a hole of a full disk would end the process (SIGBUS)."""
+@contextmanager
+def _allocated(path: Path, size: int) -> Iterator[BinaryIO]:
+    """A zeroed file whose blocks exist, so that a full disk is found out now and not half-way."""
     try:
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)) * 2)
+        file = path.open("w+b", buffering=0)
     except OSError as error:
-        if error.errno in SHORTAGE:
-            raise CannotAnalyse(Reason.NO_ROOM, f"the volume cannot be written: {error.strerror}") from error
-        raise RuntimeFailed(Reason.ENGINE_FAILED, f"the volume cannot be written: {error.strerror}") from error
-    return np.memmap(path, np.int16, "r+", shape=shape)
-
-
-def _fill(target: NDArray[np.int16], item: Slice) -> None:
-    stored, padding = read_frame(item.header, item.plane.frame)
-    _rescale(stored, item.plane, target)
-    if padding is not None:
-        target[padding] = AIR_HU
-
-
-def _rescale(stored: Stored, plane: Plane, target: NDArray[np.int16]) -> None:
-    """Modality transformation (PS3.3 C.11.1); beyond int16 it saturates."""
-    intercept = int(plane.intercept)
-    low, high = int(stored.min()) + intercept, int(stored.max()) + intercept
-    if plane.slope == 1 and plane.intercept == intercept and _INT16.min <= low and high <= _INT16.max:
-        # Modulo 2**16 the sum is right whatever the sign of the stored type.
-        np.add(stored.astype(np.uint16, copy=False), np.uint16(intercept % 2**16), out=target.view(np.uint16))
-        return
-    hu = stored.astype(np.float32) * np.float32(plane.slope) + np.float32(plane.intercept)
-    target[:] = np.clip(np.rint(hu), _INT16.min, _INT16.max)
+        raise unwritable(error) from error
+    with file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise unwritable(error) from error
+        yield file

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.errors import RuntimeCancelled, RuntimeFailed
 from appliance.model import Reason
-from appliance.runtimes.child import HEADER, MAX_MESSAGE
+from appliance.runtimes.child import HEADER
 
 _CANCELLED_EVERY_S = 0.1
 _MAX_LENGTH = 2**40
@@ -132,8 +132,9 @@ class Patience:
 class Channel:
     """One request, one answer. After any error the channel is of no more use: the child is to be killed."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, max_answer: int) -> None:
         connection.setblocking(False)
+        self._max_answer = max_answer
         self._socket = connection
 
     def ask(self, request: dict[str, Any], files: Sequence[int], kind: type[A], patience: Patience) -> A:
@@ -141,7 +142,7 @@ class Channel:
         body = json.dumps(request).encode()
         self._send(HEADER.pack(len(body)) + body, files, patience)
         (size,) = HEADER.unpack(self._receive(HEADER.size, patience))
-        if size > MAX_MESSAGE:
+        if size > self._max_answer:
             raise RuntimeFailed(Reason.ENGINE_FAILED, f"the child's answer is too long: {size} bytes")
         return _checked(self._receive(size, patience), kind)
 

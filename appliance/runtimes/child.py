@@ -180,25 +180,30 @@ def _backend(runtime: str, threads: int) -> Backend:
     return cast(Backend, module.open_backend(threads))
 
 
-def confine(memory_mb: int) -> None:
-    """Give up what a runtime does not need; nothing here may fail the child but the memory limit.
-
-    RLIMIT_DATA counts what is really written to, RLIMIT_AS would also count what CUDA and glibc only reserve. The
-    child is the first to go when the machine is short of memory, waits behind the processes that keep images, leaves
-    no core (pixels are patient data) and dies with the thread that started it. It stands in a folder where nobody can
-    put a file, because ONNX Runtime looks there for weights that a model names and its hash does not cover.
+def limit_run(memory_mb: int) -> None:
+    """RLIMIT_DATA counts what is really written to, RLIMIT_AS would also count what CUDA and glibc only reserve. The
+    child waits behind the processes that keep images.
     """
-    os.chdir("/proc")
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit = memory_mb << 20 if most == resource.RLIM_INFINITY else min(memory_mb << 20, most)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, cpu = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))  # who starts us has a limit for each of its steps
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    with contextlib.suppress(OSError):
         os.nice(10)
+
+
+def confine() -> None:
+    """Give up what a child does not need; nothing here may fail it.
+
+    It is the first to go when the machine is short of memory, leaves no core (pixels are patient data) and dies with
+    the thread that started it. It stands in a folder where nobody can put a file, because ONNX Runtime looks there for
+    weights that a model names and its hash does not cover.
+    """
+    os.chdir("/proc")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # a pipe in core_pattern ignores RLIMIT_CORE
@@ -211,16 +216,24 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def open_wire() -> Wire:
+    """The socket that is stdin now; whatever a library reads from stdin later, it is not our protocol."""
+    wire = Wire(socket.socket(fileno=os.dup(0)))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return wire
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Runs one engine; started by scanside, not by hand.")
     parser.add_argument("--runtime", choices=RUNTIMES, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--memory-mb", type=int, required=True)
     options = parser.parse_args()
-    confine(options.memory_mb)
-    wire = Wire(socket.socket(fileno=os.dup(0)))
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)  # whatever a library reads from stdin, it is not our protocol
+    limit_run(options.memory_mb)
+    confine()
+    wire = open_wire()
     worker = Worker(options.runtime, options.threads)
     with contextlib.suppress(EOFError, ConnectionError):
         request, files = wire.receive()

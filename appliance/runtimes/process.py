@@ -61,7 +61,7 @@ class ChildRuntime:
         """A child that has said hello. Raises RuntimeFailed."""
         if self.abandoned:
             raise RuntimeFailed(Reason.ENGINE_FAILED, f"killed, but not gone: process {self.abandoned[0]}; AI is off")
-        child = Child(self._settings)
+        child = Child(self._settings.program)
         with ExitStack() as undo:
             undo.callback(self.bury, child)
             hello = child.ask({"do": "hello"}, Hello, patience, lost=Reason.NO_ENGINE)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from appliance.errors import RuntimeFailed
 from appliance.model import Reason
 from appliance.runtimes.channel import Answer, Channel, Done, Patience
+from appliance.runtimes.child import MAX_MESSAGE
 
 _PROGRAM = Path(__file__).with_name("child.py")
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
@@ -24,6 +25,17 @@ _PIPE_BYTES = 64 * 1024
 _EXIT_S = 1.0  # between "quit", or the end of the socket, and the end of the process
 
 A = TypeVar("A", bound=Answer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What a child runs."""
+
+    interpreter: Path  #: a Python >= 3.10
+    path: Path
+    options: Sequence[str]
+    threads: int = 1
+    max_answer: int = MAX_MESSAGE  #: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +49,16 @@ class ChildSettings:
     load_deadline_s: float = 60.0  #: start, imports and load together
     reap_s: float = 5.0  #: how long a killed child may take to go
 
+    @property
+    def program(self) -> Program:
+        options = ["--runtime", self.runtime, "--threads", str(self.threads), "--memory-mb", str(self.memory_mb)]
+        return Program(interpreter=self.interpreter, path=_PROGRAM, options=options, threads=self.threads)
+
 
 class Child:
     """A running child. Whoever makes one calls `kill` in the end."""
 
-    def __init__(self, settings: ChildSettings) -> None:
+    def __init__(self, program: Program) -> None:
         """Raises RuntimeFailed(NO_ENGINE) where the interpreter cannot be started."""
         try:
             with ExitStack() as ours, ExitStack() as theirs:
@@ -51,11 +68,11 @@ class Child:
                 self._words, said = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
                 ours.callback(os.close, self._words)
                 theirs.callback(os.close, said)
-                self._process = _start(settings, far.fileno(), said)
-                self._channel = Channel(near)
+                self._process = _start(program, far.fileno(), said)
+                self._channel = Channel(near, program.max_answer)
                 self._descriptors = ours.pop_all()
         except OSError as error:
-            text = f"{settings.interpreter} cannot be started: {error.strerror or error}"
+            text = f"{program.interpreter} cannot be started: {error.strerror or error}"
             raise RuntimeFailed(Reason.NO_ENGINE, text) from error
 
     @property
@@ -65,6 +82,11 @@ class Child:
     @property
     def ended(self) -> bool:
         return self._process.poll() is not None
+
+    @property
+    def spun(self) -> bool:
+        """Whether it was its processor time that ended it."""
+        return self._process.poll() == -signal.SIGXCPU
 
     def ask(
         self,
@@ -115,15 +137,14 @@ class Child:
         return ""
 
 
-def _start(settings: ChildSettings, connection: int, output: int) -> subprocess.Popen[bytes]:
+def _start(program: Program, connection: int, output: int) -> subprocess.Popen[bytes]:
     """Isolated (-I): no script folder, no user site, no PYTHON* variables. A session of its own: no Ctrl-C."""
-    command = [str(settings.interpreter), "-I", str(_PROGRAM), "--runtime", settings.runtime]
-    command += ["--threads", str(settings.threads), "--memory-mb", str(settings.memory_mb)]
+    command = [str(program.interpreter), "-I", str(program.path), *program.options]
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     environment |= {
         "LANG": "C.UTF-8",
         "MALLOC_ARENA_MAX": "2",
-        "OMP_NUM_THREADS": str(settings.threads),
+        "OMP_NUM_THREADS": str(program.threads),
         "OPENBLAS_NUM_THREADS": "1",
     }
     return subprocess.Popen(

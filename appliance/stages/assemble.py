@@ -5,11 +5,13 @@ evidence; before that, released associations and a closed geometry allow an earl
 deadline concludes what nobody else did, so silence never means normal (P6).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from appliance.errors import CannotAnalyse
+from appliance.errors import CannotAnalyse, RuntimeFailed
 from appliance.imaging import analysis
+from appliance.imaging.reading import ImageReader
 from appliance.journal import identity, jobs
 from appliance.journal.jobs import Duty
 from appliance.model import (
@@ -29,6 +31,7 @@ LOOK_AT = 500  # instances at a time
 EARLY_AFTER_MS = 500
 LONGEST_REST_MS = 60_000
 REMEMBERED = 256  # judgements of input sets
+JUDGE_S = 60.0  # for the headers of one series
 
 T = TypeVar("T")
 
@@ -39,11 +42,14 @@ class Assembler:
         # By digest of the inputs: reading hundreds of headers for a verdict must not be done at each step.
         self._closed: dict[str, bool] = {}
         self._ranks: dict[str, tuple[int, object, int]] = {}
+        self._lost = False  # whether a series cost the reader its life in this step
         self._due_ms = LONGEST_REST_MS
         self.early: list[EarlyRun] = []  #: for the infer stage, renewed by each step
 
     def step(self) -> bool:
-        """Look at what is new, once; says whether anything changed."""
+        """Look at what is new, once; says whether anything changed, or was put off: a series on which reading hangs
+        is enough for one step.
+        """
         arrived = jobs.arrived(self._desk.journal, LOOK_AT)
         if arrived:
             duties = {instance.id: self._duties(instance) for instance in arrived}
@@ -52,7 +58,7 @@ class Assembler:
             if len(arrived) == LOOK_AT:
                 return True
         changed = bool(arrived)
-        self._due_ms = LONGEST_REST_MS
+        self._due_ms, self._lost = LONGEST_REST_MS, False
         early: list[EarlyRun] = []
         for job in jobs.unfinished(self._desk.journal, JobState.WAITING, JobState.READY, JobState.RUNNING):
             engine = self._desk.engine(job.engine)
@@ -64,6 +70,8 @@ class Assembler:
                 changed |= self._pass_deadline(job, engine)
             elif job.state == JobState.WAITING:
                 changed |= self._try_to_close(job, engine, early)
+            if self._lost:
+                return True
         self.early = early
         return changed
 
@@ -157,12 +165,13 @@ class Assembler:
         instances = jobs.inputs(self._desk.journal, job, series.series_instance_uid)
 
         def judge() -> tuple[int, object, int]:
-            try:
-                return 0, analysis.preference(engine.package, self._desk.paths(instances)), series.id
-            except CannotAnalyse:
-                return 1, -series.arrivals, series.id
+            with self._reader() as reader:
+                return 0, analysis.preference(engine.package, self._desk.paths(instances), reader), series.id
 
-        return _remembered(self._ranks, f"{engine.key} {series.id} {jobs.digest_of(instances)}", judge)
+        try:
+            return _remembered(self._ranks, f"{engine.key} {series.id} {jobs.digest_of(instances)}", judge)
+        except (CannotAnalyse, RuntimeFailed):  # files are gone, or there is nobody to read them just now
+            return 1, -series.arrivals, series.id
 
     def _looks_complete(self, series: Series) -> bool:
         if series.state == SeriesState.CLOSED:
@@ -180,14 +189,25 @@ class Assembler:
         digest = jobs.digest_of(instances)
         if digest == job.provisional_digest:
             return
-        if _remembered(self._closed, digest, lambda: self._geometry_closed(instances)):
-            early.append(EarlyRun(job=job, series_instance_uid=chosen, digest=digest))
+        with suppress(RuntimeFailed):  # nobody to read them just now
+            if _remembered(self._closed, digest, lambda: self._geometry_closed(instances)):
+                early.append(EarlyRun(job=job, series_instance_uid=chosen, digest=digest))
 
     def _geometry_closed(self, instances: Sequence[Instance]) -> bool:
         try:
-            return analysis.closed_geometry(self._desk.paths(instances))
+            with self._reader() as reader:
+                return analysis.closed_geometry(self._desk.paths(instances), reader)
         except CannotAnalyse:
             return False
+
+    @contextmanager
+    def _reader(self) -> Iterator[ImageReader]:
+        """For one judgement."""
+        reader = self._desk.reader(JUDGE_S)
+        try:
+            yield reader
+        finally:
+            self._lost |= reader.lost
 
 
 def _remembered(judged: dict[str, T], key: str, judge: Callable[[], T]) -> T:

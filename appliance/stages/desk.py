@@ -7,6 +7,7 @@ from pathlib import Path
 from appliance.engine_package import EnginePackage
 from appliance.errors import CannotAnalyse
 from appliance.imaging import volume
+from appliance.imaging.reading import ImageReader
 from appliance.journal.store import Journal
 from appliance.model import EngineIdentity, Instance, Job, Reason
 
@@ -42,6 +43,7 @@ class Desk:
     path: Callable[[str], Path]  #: spool file name -> path
     engines: Sequence[EngineOnDuty]
     log: Callable[..., None]
+    reader: Callable[[float], ImageReader]  #: who reads images, for so many seconds altogether
     #: raises OutOfResources where so many bytes of scratch would take room that images need
     check_scratch: Callable[[int], None] = volume.unlimited
 

@@ -17,6 +17,7 @@ import numpy as np
 from appliance.engine_manifest import Golden
 from appliance.errors import CannotAnalyse, OutOfResources, RuntimeCancelled, RuntimeFailed
 from appliance.imaging import analysis
+from appliance.imaging.reading import ImageReader
 from appliance.journal import jobs
 from appliance.model import Conclusion, EngineIdentity, Instance, Job, Outcome, Reason
 from appliance.ports import LoadedEngine
@@ -41,6 +42,7 @@ class _Run:
 
     engine: EngineOnDuty
     loaded: LoadedEngine
+    reader: ImageReader
     deadline_s: float
     cancelled: Cancelled
     check_scratch: Callable[[int], None]
@@ -48,7 +50,7 @@ class _Run:
     def read(self, paths: Sequence[Path], folder: Path) -> Outcome:
         """Files to outcome. Raises CannotAnalyse, RuntimeFailed, OutOfResources for want of scratch."""
         begun = time.monotonic()
-        prepared = analysis.prepare(self.engine.package, paths, folder, self.check_scratch)
+        prepared = analysis.prepare(self.engine.package, paths, folder, self.reader, self.check_scratch)
         prepared_at = time.monotonic()
         outputs = self.loaded.infer(prepared.inputs, self.deadline_s, self.cancelled)
         ran_at = time.monotonic()
@@ -185,7 +187,14 @@ class Inferrer:
             return self._not_analysed(job, Reason.MIXED_IDENTITY, "the images name more than one patient")
         left_s = max(1.0, (job.deadline_tick - self._desk.journal.clock.tick()) / 1000)
         check_scratch = self._desk.check_scratch
-        run = _Run(engine=engine, loaded=loaded, deadline_s=left_s, cancelled=cancelled, check_scratch=check_scratch)
+        run = _Run(
+            engine=engine,
+            loaded=loaded,
+            reader=self._desk.reader(left_s),
+            deadline_s=left_s,
+            cancelled=cancelled,
+            check_scratch=check_scratch,
+        )
         try:
             check_scratch(0)
             with TemporaryDirectory(dir=self._workdir) as folder:

@@ -1,296 +1,48 @@
-"""The analyse process: assemble and report in one thread, infer in another, engines in runtime children."""
+"""The analyse process: what is settled before its parts are imported, which are in `analysis`."""
 
+import importlib
 import os
 import resource
-import shutil
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from datetime import datetime, timedelta
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
-from appliance import engine_package, routing
-from appliance.config import Config, EngineMode
-from appliance.errors import OutOfResources, PackageInvalid, RuntimeFailed
-from appliance.journal import copies, inbox
-from appliance.journal.store import Journal
+from appliance.config import Config
 from appliance.life import Life
-from appliance.logs import configure
-from appliance.model import Instance, Kind, Owed, Priority
-from appliance.ports import LoadedEngine, Runtime
-from appliance.runtimes.process import ChildRuntime
-from appliance.runtimes.spawn import ChildSettings
-from appliance.spool import Spool
-from appliance.stages.assemble import Assembler
-from appliance.stages.desk import Desk, EngineOnDuty
-from appliance.stages.infer import Inferrer, golden_fault
-from appliance.stages.report.context import Built
-from appliance.stages.report.stage import Press, Reporter
-from appliance.stages.report.warm import warm_up
-from appliance.wakeup import SLOW_POLL_S, Bell
-from appliance.wiring.common import (
-    EX_LATCHED,
-    EX_OK,
-    MB,
-    Log,
-    Worker,
-    join,
-    latching,
-    open_journal,
-    open_spool,
-    publish_facts,
-    wait_until_proved,
-)
-from appliance.wiring.engines import EngineFacts
+from appliance.wiring.common import MB
 
-JOURNAL_FULL_PAUSE_S = 2.0
-LOOK_EVERY_S = 1.0
-STEP_CPU_S = 600  #: of processor time from the last beginning of a step; a decoder that spins in C ends by a signal
-HUNG_AFTER_S = 120.0  # beyond what deadlines allow
-NICE = 10  # decoding and building may take seconds; what receive and forward do takes milliseconds, and goes first
-RESULTS_AT_A_TIME = 16  # of one job: what a crash may leave without a row
-CHANCES = 3  # of an engine whose child dies while it is loaded: memory may be short just now
+NICE = 10  # reading and building may take seconds; what receive and forward do takes milliseconds, and goes first
+#: pydicom imports them where it finds them. Only the reader child decodes.
+DECODERS = frozenset({"gdcm", "jpeg_ls", "openjpeg", "pylibjpeg", "rle"})
 
 
-class Analysis:
-    """Two threads over one journal: what is quick (assemble, report), and what is not (infer)."""
+class NoDecoders(MetaPathFinder):
+    """To this process the decoders are not installed: none can run here, and none takes memory."""
 
-    def __init__(self, config: Config, spool: Spool, life: Life, log: Log) -> None:
-        self._config, self._life, self._log = config, life, log
-        with latching(spool):
-            journal = open_journal(config, "analyse", spool.free_reserve)
-            join(spool, journal)
-            _sweep(journal, spool, log)
-        self._bell = Bell(config.run_dir, "analyse")
-        self._go = threading.Event()
-        self._engines, self._unfit = _packages(config, log)
-        self._loaded: dict[str, LoadedEngine] = {}
-        desk = Desk(journal=journal, path=spool.path, engines=self._engines, log=log, check_scratch=spool.check_scratch)
-        self._assembler = Assembler(desk)
-        self._reporter = Reporter(desk, _press(config, self._bell, spool))
-        workdir = config.state_dir / "work"
-        shutil.rmtree(workdir, ignore_errors=True)  # volumes of runs that were cut short
-        workdir.mkdir(parents=True)
-        self._inferrer = Inferrer(desk, self._loaded, self._unfit, workdir, life.stopping.is_set)
-        self._runtime = ChildRuntime(
-            ChildSettings(
-                interpreter=Path(config.analyse.python or sys.executable),
-                threads=config.analyse.threads,
-                memory_mb=config.analyse.memory_mb,
-            )
-        )
-        self._facts = EngineFacts(
-            engines=self._engines,
-            loaded=self._loaded,
-            unfit=self._unfit,
-            publish=partial(publish_facts, config, "engines"),
-            utc=journal.clock.utc,
-            log=log,
-        )
-        self._longest_step_s = HUNG_AFTER_S + 2 * max((one.deadline_ms / 1000 for one in self._engines), default=0)
-        self._step_began: dict[str, float] = {}  # thread -> monotonic seconds
-
-    @property
-    def hangs(self) -> bool:
-        """Whether a step has taken so long that something in this process must hang: a decoder, say, that has no
-        deadline of its own.
-        """
-        now = time.monotonic()
-        return any(now - began > self._longest_step_s for began in self._step_began.copy().values())
-
-    @contextmanager
-    def _timed(self, thread: str) -> Iterator[None]:
-        self._step_began[thread] = time.monotonic()
-        _limit_cpu(STEP_CPU_S)
-        try:
-            yield
-        finally:
-            del self._step_began[thread]
-
-    def assemble_and_report(self) -> None:
-        warm_up()
-        while not self._life.stopping.is_set():
-            try:
-                with self._timed("assemble"):
-                    busy = self._assembler.step() | self._reporter.step()
-            except OutOfResources as error:
-                self._pause(error)
-                continue
-            self._go.set()
-            if not busy:
-                self._bell.wait(min(SLOW_POLL_S, self._assembler.next_due_s()))
-
-    def infer(self) -> None:
-        self._load()
-        while not self._life.stopping.is_set():
-            self._facts.tell(self._inferrer.failing, self._runtime.abandoned)
-            self._go.clear()
-            try:
-                with self._timed("infer"):
-                    busy = self._inferrer.step(lambda: self._assembler.early)
-            except OutOfResources as error:
-                self._pause(error)
-                continue
-            if busy:
-                self._bell.ring("analyse")
-            else:
-                self._go.wait(SLOW_POLL_S)
-
-    def wake(self) -> None:
-        """Let both threads look whether they should stop."""
-        self._go.set()
-        self._bell.ring("analyse")
-
-    def close(self) -> None:
-        for engine in self._loaded.values():
-            engine.close()
-
-    def _pause(self, error: OutOfResources) -> None:
-        self._log("journal_full", reason=str(error))
-        self._life.stopping.wait(JOURNAL_FULL_PAUSE_S)
-
-    def _load(self) -> None:
-        """Load each engine and let it prove itself on its golden cases: only verified engines serve (P8)."""
-        why_not = self._runtime.probe() and self._runtime.probe()
-        for engine in self._engines:
-            if fault := self._unfit.get(engine.key) or why_not or self._verify(self._runtime, engine):
-                self._unfit[engine.key] = fault
-
-    def _verify(self, runtime: Runtime, engine: EngineOnDuty) -> str:
-        """Let it serve from now on; returns why it may not, "" if it may."""
-        fault = ""
-        for _ in range(CHANCES):
-            with ExitStack() as undo:
-                try:
-                    candidate = runtime.load(engine.package.model_path, engine.package.model_sha256)
-                    undo.callback(candidate.close)
-                    fault = golden_fault(engine, candidate)
-                except RuntimeFailed as error:
-                    fault = str(error)
-                    continue
-                if not fault:
-                    self._loaded[engine.key] = candidate
-                    undo.pop_all()
-                break
-        return fault
-
-
-def _limit_memory(size: int) -> None:
-    """What this process may write to: decoders see what strangers sent. Its children have limits of their own.
-
-    RLIMIT_DATA and not RLIMIT_AS, which would count the volumes that are mapped from disk, and what is only reserved.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (size if most == resource.RLIM_INFINITY else min(size, most), most))
-
-
-def _limit_cpu(seconds: int) -> None:
-    """From now on. The job at work then counts as broken off, and is given up the third time."""
-    _, most = resource.getrlimit(resource.RLIMIT_CPU)
-    ours = int(time.process_time()) + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (ours if most == resource.RLIM_INFINITY else min(ours, most), most))
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002 - the protocol's signature
+        target: ModuleType | None = None,  # noqa: ARG002 - the protocol's signature
+    ) -> ModuleSpec | None:
+        if fullname.partition(".")[0] in DECODERS:
+            raise ModuleNotFoundError(f"{fullname} is for the reader child", name=fullname)
+        return None
 
 
 def run(config: Config, life: Life) -> int:
     os.nice(NICE)
     _limit_memory(config.analyse.read_memory_mb * MB)
-    log = configure("analyse").info
-    spool = open_spool(config, "results")
-    if not wait_until_proved(spool, life, log):
-        return EX_OK
-    analysis = Analysis(config, spool, life, log)
-    workers = [
-        Worker("assemble", analysis.assemble_and_report, life, log, spool.latch),
-        Worker("infer", analysis.infer, life, log, spool.latch),
-    ]
-    life.ready()
-    log("analysing")
-    while not life.stopping.wait(LOOK_EVERY_S) and not spool.latched():
-        if all(worker.alive for worker in workers) and not analysis.hangs:
-            life.beat()
-    life.stopping.set()
-    analysis.wake()
-    for worker in workers:
-        worker.join(1.0)
-    analysis.close()
-    return EX_LATCHED if spool.latched() else max((worker.status for worker in workers), default=EX_OK)
+    sys.meta_path.insert(0, NoDecoders())
+    return int(importlib.import_module("appliance.wiring.analysis").run(config, life))
 
 
-def _sweep(journal: Journal, spool: Spool, log: Log) -> None:
-    """Remove results that were stored and not reported: they are built again. Raises StoreFailed."""
-    unknown = [name for files in spool.walk() for name in inbox.unknown_files(journal, files)]
-    copies.check_explained(journal, unknown, RESULTS_AT_A_TIME)
-    for name in unknown:
-        spool.remove(name)
-    if unknown:
-        log("swept", files=len(unknown))
+def _limit_memory(size: int) -> None:
+    """What this process may write to. Its children have limits of their own.
 
-
-def _packages(config: Config, log: Log) -> tuple[list[EngineOnDuty], dict[str, str]]:
-    """The engines of the config, and why some may not serve.
-
-    One whose manifest can be read is on duty all the same: its studies are concluded as "not analysed" (P6).
+    RLIMIT_DATA and not RLIMIT_AS, which would count the volumes that are mapped from disk, and what is only reserved.
     """
-    engines: list[EngineOnDuty] = []
-    unfit: dict[str, str] = {}
-    for options in config.engines:
-        if options.mode is EngineMode.OFF:
-            continue
-        folder = config.engines_dir / options.id
-        try:
-            package = engine_package.load(folder)
-        except PackageInvalid as error:
-            log("package_invalid", engine=options.id, reason=str(error))
-            try:
-                package = engine_package.load_manifest(folder)
-            except PackageInvalid:
-                unfit[options.id] = str(error)
-                continue
-            unfit[package.key] = str(error)
-        engines.append(
-            EngineOnDuty(
-                package=package,
-                publish=options.mode is EngineMode.PUBLISH,
-                deadline_ms=int(options.deadline_s * 1000),
-            )
-        )
-    return engines, unfit
-
-
-def _press(config: Config, bell: Bell, spool: Spool) -> Press:
-    def facts(engine: EngineOnDuty, source: Instance, priority: Priority, kind: Kind) -> routing.Routed:
-        return routing.Routed(
-            kind=kind,
-            calling_ae=source.calling_ae,
-            modality=source.modality,
-            sop_class_uid=source.sop_class_uid,
-            engine=engine.key,
-            engine_status=engine.package.manifest.status,
-            priority=priority,
-        )
-
-    def routes(built: Built, engine: EngineOnDuty, source: Instance, priority: Priority) -> Sequence[Owed]:
-        return routing.deliveries_for_result(config, facts(engine, source, priority, built.kind))
-
-    def takers(engine: EngineOnDuty, source: Instance, priority: Priority) -> bool:
-        return any(
-            routing.deliveries_for_result(config, facts(engine, source, priority, kind)) for kind in (Kind.SR, Kind.SC)
-        )
-
-    return Press(
-        node=config.node,
-        spool=spool,
-        rules=config.priorities,
-        routes=routes,
-        takers=takers,
-        ring=bell.ring,
-        utc_offset=_utc_offset,
-    )
-
-
-def _utc_offset(at: datetime) -> timedelta:
-    """Of the box at that moment: not now, which may be on the other side of a change to summer time."""
-    return at.astimezone().utcoffset() or timedelta(0)
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (size if most == resource.RLIM_INFINITY else min(size, most), most))

@@ -207,11 +207,12 @@ class Appliance:
             return []
 
     def process(self, name: str) -> psutil.Process | None:
-        """receive, analyse, forward, or child: a runtime child. None: it does not run now."""
+        """receive, analyse, forward, child: a runtime child, or reader. None: it does not run now."""
+        program = {"child": "child.py", "reader": "reader_program.py"}.get(name)
         for process in self.family()[1:]:
             with suppress(psutil.Error):
                 words = process.cmdline()
-                if name in words or (name == "child" and any(word.endswith("child.py") for word in words)):
+                if name in words or (program and any(word.endswith(program) for word in words)):
                     return process
         return None
 

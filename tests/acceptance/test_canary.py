@@ -36,7 +36,7 @@ CR_IMAGE = "1.2.840.10008.5.1.4.1.1.1"
 COMMENT = "ZQPN00100010^ZQGIVEN 18470523"  # what the PACS says of what it refuses
 NEEDED_MARKS = 1_000
 VERIFIED_S, DONE_S = 90.0, 60.0
-PROCESSES = ("receive", "analyse", "forward", "child")
+PROCESSES = ("receive", "reader", "analyse", "forward", "child")
 REFUSED, TRY_AGAIN = 0xA900, 0x0110
 
 

@@ -4,6 +4,7 @@ The process that reads them lives on, and reads the next image well.
 """
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import psutil
 import pytest
 from benchmarks.hostile_objects import data_sets, identity
 
+from appliance import phantom
 from appliance.dimse.sop_classes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN
 from appliance.file_head import file_head
 from tests.acceptance.rig import SCANNER, Appliance, Scanner, engines, folder_destination, hashes, settings
@@ -23,7 +25,7 @@ SYNTAXES = {"deflate": DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, "rle-65535": RLE}
 VERIFIED_S, CONCLUDED_S, DELIVERED_S = 90.0, 60.0, 20.0
 READ_MEMORY_MB = 2_048
 MOST_MEMORY = 1_000_000_000  # bytes that analyse is resident with
-NOT_ANALYSED = "SELECT sop_instance_uid, outcome FROM job WHERE state IN ('concluded', 'reported')"
+CONCLUDED = "SELECT sop_instance_uid, outcome FROM job WHERE state IN ('concluded', 'reported')"
 
 
 def film(number: int) -> bytes:
@@ -54,9 +56,15 @@ def hostile_films(folder: Path) -> dict[str, Path]:
 
 
 def check_limits(appliance: Appliance, analyse: psutil.Process) -> None:
-    """The process that reads is bounded in memory and in the time of each step, and leaves no core."""
+    """Who reads is bounded in memory and in the time for each image, who has it read in both; neither leaves a core."""
     child = appliance.process("child")
     assert child is not None
+    reader = appliance.process("reader")
+    assert reader is not None
+    assert reader.parent() == analyse
+    assert reader.rlimit(psutil.RLIMIT_AS)[0] == READ_MEMORY_MB << 20
+    assert 0 < reader.rlimit(psutil.RLIMIT_CPU)[0] < 100
+    assert reader.rlimit(psutil.RLIMIT_CORE)[0] == 0
     assert analyse.rlimit(psutil.RLIMIT_DATA)[0] == READ_MEMORY_MB << 20
     assert 0 < analyse.rlimit(psutil.RLIMIT_CPU)[0] < 10_000
     assert analyse.rlimit(psutil.RLIMIT_CORE)[0] == 0
@@ -83,8 +91,8 @@ def test_hostile_objects_are_delivered_and_concluded_and_hurt_nobody(work: Path,
         assert scanner.acknowledged == set(files), scanner.refused
         eventually(lambda: appliance.owed() == 0, DELIVERED_S, "the images are delivered")
         delivered_s = time.monotonic() - began
-        eventually(lambda: len(appliance.pairs(NOT_ANALYSED)) == len(files), CONCLUDED_S, "all are concluded")
-        outcomes = {uid: json.loads(text) for uid, text in appliance.pairs(NOT_ANALYSED).items()}
+        eventually(lambda: len(appliance.pairs(CONCLUDED)) == len(files), CONCLUDED_S, "all are concluded")
+        outcomes = {uid: json.loads(text) for uid, text in appliance.pairs(CONCLUDED).items()}
         memory = analyse.memory_info().rss
         assert analyse.is_running()
         assert appliance.process("analyse") == analyse
@@ -98,3 +106,27 @@ def test_hostile_objects_are_delivered_and_concluded_and_hurt_nobody(work: Path,
     assert memory < MOST_MEMORY
     reasons = {files[uid].stem: outcome["detail"] for uid, outcome in outcomes.items()}
     figure(f"hostile objects: delivered after {delivered_s:.1f} s, analyse's memory {memory / 1e6:.0f} MB; {reasons}")
+
+
+@pytest.mark.promise("P9")
+@pytest.mark.promise("P2")
+@pytest.mark.promise("P6")
+@pytest.mark.timeout(240)
+def test_an_image_is_delivered_while_its_reader_hangs_and_is_read_when_the_reader_has_crashed(work: Path) -> None:
+    archive = folder_destination("archive", work / "archive", accept_reference=True)
+    film_of_a_chest = phantom.write_cr(work / "cr", 4).files[0]
+    with Appliance(work / "appliance", settings(archive, engines=engines("publish"))) as appliance:
+        eventually(appliance.engines_serve, VERIFIED_S, "the engines are verified")
+        analyse, reader = appliance.process("analyse"), appliance.process("reader")
+        assert reader is not None
+        reader.suspend()
+        Scanner(appliance).send([film_of_a_chest])
+        eventually(lambda: list((work / "archive").rglob("*.dcm")), DELIVERED_S, "the image is delivered")
+        assert hashes((work / "archive").rglob("*.dcm")) == hashes([film_of_a_chest])
+        assert appliance.pairs(CONCLUDED) == {}
+        reader.send_signal(signal.SIGSEGV)
+        reader.resume()
+        (outcome,) = eventually(lambda: appliance.pairs(CONCLUDED), CONCLUDED_S, "it is concluded").values()
+        assert json.loads(outcome)["conclusion"] != "not_analysed", outcome
+        assert appliance.process("reader") not in (None, reader)
+        assert appliance.process("analyse") == analyse

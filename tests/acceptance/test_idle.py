@@ -24,6 +24,8 @@ def name_of(process: psutil.Process) -> str:
     words = process.cmdline()
     if any(word.endswith("child.py") for word in words):
         return "runtime child"
+    if any(word.endswith("reader_program.py") for word in words):
+        return "reader child"
     return next((name for name in ("receive", "analyse", "forward") if name in words), "supervisor")
 
 

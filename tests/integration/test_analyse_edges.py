@@ -19,6 +19,7 @@ from appliance import engine_package
 from appliance.config import Config
 from appliance.engine_package import EnginePackage
 from appliance.errors import OutOfResources, RuntimeCancelled, RuntimeFailed
+from appliance.imaging.reading import ImageReader, InProcess
 from appliance.journal import identity, inbox, jobs, lookup, results
 from appliance.journal.identity import AlarmEvent
 from appliance.journal.store import Journal
@@ -31,7 +32,7 @@ from appliance.stages.infer import Inferrer, golden_fault
 from appliance.stages.report.stage import Press, Reporter
 from appliance.stages.report.wording import CORRECTION_TEXT
 from appliance.states import Event, JobState
-from appliance.wiring import analyse
+from appliance.wiring import analysis
 from appliance.wiring.engines import EngineFacts
 from tests.journals import Hands, arrival, events, receive
 from tests.slices import ct_slice, film, save
@@ -100,6 +101,7 @@ class Rig:
     hands: Hands = field(default_factory=Hands)
     fake: Fake = field(default_factory=Fake)
     stopping: bool = False
+    reader: Callable[[float], ImageReader] = lambda _: InProcess()
     logged: list[str] = field(default_factory=list)
     number: int = 0
 
@@ -117,6 +119,7 @@ class Rig:
             path=lambda file: self.folder / file,
             engines=on_duty,
             log=lambda event, **_: self.logged.append(event),
+            reader=self.reader,
         )
         self.assembler = Assembler(self.desk)
         loaded = {package.key: self.fake for package in packages}
@@ -589,7 +592,7 @@ def test_an_engine_whose_files_were_altered_keeps_its_duties_and_does_not_serve(
     config = Config.model_validate(
         {"state": str(tmp_path), "engines_dir": str(package.parent), "engines": [{"id": "cxr-acquisition"}]}
     )
-    engines, unfit = analyse._packages(config, lambda *_, **__: None)
+    engines, unfit = analysis._packages(config, lambda *_, **__: None)
     assert [engine.key for engine in engines] == ["cxr-acquisition@0.1.0"]
     assert "altered" in unfit["cxr-acquisition@0.1.0"]
     facts: Any = told(engines, {}, unfit)[-1]
@@ -602,7 +605,7 @@ def test_an_engine_whose_files_were_altered_keeps_its_duties_and_does_not_serve(
     }
 
     (package / "engine.yaml").write_text("schema: 1")
-    engines, unfit = analyse._packages(config, lambda *_, **__: None)
+    engines, unfit = analysis._packages(config, lambda *_, **__: None)
     assert engines == []
     facts = told(engines, {}, unfit)[-1]
     assert not facts["cxr-acquisition"]["on_duty"]

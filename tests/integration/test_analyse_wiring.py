@@ -1,5 +1,7 @@
 """The analyse process: a step that hangs is noticed, and local times are those of the moment they name."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,8 +15,10 @@ from appliance.journal import copies
 from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.spool import Reserve, Spool
-from appliance.wiring.analyse import HUNG_AFTER_S, RESULTS_AT_A_TIME, Analysis, _utc_offset
+from appliance.wiring.analysis import HUNG_AFTER_S, RESULTS_AT_A_TIME, Analysis, _utc_offset
 from appliance.wiring.common import open_spool
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -77,3 +81,20 @@ def test_a_step_that_does_not_end_is_noticed(tmp_path: Path) -> None:
     assert not analysis.hangs
     analysis._bell.close()
     analysis._assembler._desk.journal.close()
+
+
+IMPORTED = """
+import sys
+from appliance.wiring.analyse import DECODERS, NoDecoders
+sys.meta_path.insert(0, NoDecoders())
+import appliance.wiring.analysis
+from pydicom.pixels.decoders import JPEGLSLosslessDecoder
+assert not JPEGLSLosslessDecoder.is_available
+print(sorted(name for name in sys.modules if name.partition(".")[0] in DECODERS))
+"""
+
+
+@pytest.mark.promise("P9")
+def test_no_decoder_is_in_the_process_that_knows_the_journal() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTED], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr

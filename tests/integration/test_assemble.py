@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from appliance import engine_package
+from appliance.imaging.reading import InProcess
 from appliance.journal import inbox, jobs
 from appliance.journal.store import Journal
 from appliance.model import Conclusion, Evidence, Job, Reason
@@ -34,6 +35,7 @@ class Analysis:
             path=lambda file: self.folder / file,
             engines=[EngineOnDuty(package=package, publish=False, deadline_ms=DEADLINE_MS)],
             log=lambda event, **_: self.logged.append(event),
+            reader=lambda _: InProcess(),
         )
         self.assembler = Assembler(desk)
 

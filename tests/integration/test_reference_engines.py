@@ -17,6 +17,7 @@ from appliance.engine_package import EnginePackage
 from appliance.errors import CannotAnalyse
 from appliance.imaging import analysis, render
 from appliance.imaging.analysis import Prepared, Reading
+from appliance.imaging.reading import IN_PROCESS
 from appliance.model import Conclusion, Finding, Reason
 from appliance.ports import LoadedEngine
 from appliance.runtimes.process import ChildRuntime, ChildSettings
@@ -32,7 +33,7 @@ class Engine:
     loaded: LoadedEngine
 
     def read(self, paths: list[Path], folder: Path) -> tuple[Prepared, Reading]:
-        prepared = analysis.prepare(self.package, paths, folder)
+        prepared = analysis.prepare(self.package, paths, folder, IN_PROCESS)
         return prepared, analysis.conclude(self.package, prepared, self.loaded.infer(prepared.inputs, 60))
 
 
@@ -114,10 +115,10 @@ def test_a_phantom_without_nodules_gives_no_finding(lesion: Engine, tmp_path: Pa
 
 def test_the_key_picture_is_the_same_from_the_files_alone(lesion: Engine, ct: phantom.Truth, tmp_path: Path) -> None:
     prepared, reading = lesion.read(list(ct.files), tmp_path)
-    picture = render.key_picture(list(ct.files), reading.findings)
+    picture = render.key_picture(list(ct.files), reading.findings, IN_PROCESS)
     assert picture.shape == (512, 3 * 512, 3)
     assert picture.dtype == np.uint8
-    assert np.array_equal(picture, render.key_picture(prepared, reading.findings))
+    assert np.array_equal(picture, render.key_picture(prepared, reading.findings, IN_PROCESS))
     left, top, _, bottom = reading.findings[0].box
     edge = picture[round((top + bottom) / 2), round(left) - 1]
     assert tuple(edge) == render.COLOUR
@@ -191,7 +192,7 @@ def test_what_is_wrong_with_a_film_is_named(acquisition: Engine, tmp_path: Path,
 def test_the_key_picture_of_a_film_shows_the_region(acquisition: Engine, tmp_path: Path) -> None:
     film = changed_film(phantom.write_cr(tmp_path / "cr", 4).files[0], tmp_path / "cut.dcm", "left")
     _, reading = acquisition.read([film], tmp_path)
-    picture = render.key_picture([film], reading.findings)
+    picture = render.key_picture([film], reading.findings, IN_PROCESS)
     assert picture.shape == (1024, 768, 3)
     left, top, *_ = reading.findings[0].box
     assert tuple(picture[round(top) + 200, round(left) - 1]) == render.COLOUR

@@ -11,6 +11,7 @@ from appliance.engine_manifest import Accepts, Prefer
 from appliance.errors import CannotAnalyse
 from appliance.imaging import acceptance, analysis, geometry
 from appliance.imaging.headers import ImageHeader, read_header
+from appliance.imaging.reading import IN_PROCESS
 from appliance.model import Reason
 from tests.slices import ct_slice, save, stack
 
@@ -92,13 +93,13 @@ def test_stacks_outside_the_manifest_are_told_apart(
 
 def test_a_closed_geometry_has_no_gap_and_no_broken_file(tmp_path: Path) -> None:
     paths = stack(tmp_path, [0, 3, 6, 9, 12])
-    assert analysis.closed_geometry(paths)
-    assert analysis.closed_geometry(paths[1:])
-    assert not analysis.closed_geometry(paths[:2] + paths[3:])
-    assert not analysis.closed_geometry(paths[:1])
-    assert not analysis.closed_geometry([])
+    assert analysis.closed_geometry(paths, IN_PROCESS)
+    assert analysis.closed_geometry(paths[1:], IN_PROCESS)
+    assert not analysis.closed_geometry(paths[:2] + paths[3:], IN_PROCESS)
+    assert not analysis.closed_geometry(paths[:1], IN_PROCESS)
+    assert not analysis.closed_geometry([], IN_PROCESS)
     paths[2].write_bytes(b"")
-    assert not analysis.closed_geometry(paths)
+    assert not analysis.closed_geometry(paths, IN_PROCESS)
 
 
 def series(folder: Path, uid: str, step: float, count: int = 4, **elements: Any) -> list[ImageHeader]:

@@ -1,5 +1,6 @@
 """From outputs to findings: peaks, isolation, measurement, sides, and what nonsense leads to."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,7 +97,8 @@ class Case:
             for index, plane in enumerate(hu)
         ]
         self.mm = mm
-        self.volume = volume.build(geometry.stack([read_header(path) for path in paths]), folder)
+        built = volume.build(geometry.stack([read_header(path) for path in paths]), folder)
+        self.volume = replace(built, hu=np.array(built.hu))
         self.image = ModelImage(
             image=hu.astype(np.float32), masks={"lung": np.ones(shape, np.float32)}, grid=identity(mm)
         )

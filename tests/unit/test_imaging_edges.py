@@ -13,6 +13,7 @@ from appliance.engine_ops import Resample
 from appliance.errors import CannotAnalyse
 from appliance.imaging import acceptance, analysis, film, geometry, preprocess, volume
 from appliance.imaging.headers import read_header
+from appliance.imaging.reading import IN_PROCESS
 from appliance.model import Reason
 from tests.slices import ct_slice, save, stack
 from tests.slices import film as a_film
@@ -74,7 +75,7 @@ def test_a_film_that_says_it_is_turned_or_mirrored_gets_no_side_wrong(tmp_path: 
     package = engine_package.load(ENGINES / "cxr-acquisition")
     path = save(tmp_path / "film.dcm", a_film(PIXELS, PatientOrientation=stated))
     with pytest.raises(CannotAnalyse, match="turned or mirrored") as caught:
-        analysis.prepare(package, [path], tmp_path)
+        analysis.prepare(package, [path], tmp_path, IN_PROCESS)
     assert caught.value.reason is Reason.UNSUITABLE
 
 

@@ -13,6 +13,8 @@ from pydicom.dataset import Dataset
 from appliance.errors import CannotAnalyse, RuntimeFailed
 from appliance.imaging import geometry, volume
 from appliance.imaging.headers import read_header
+from appliance.imaging.hounsfield import AIR_HU
+from appliance.imaging.reading import IN_PROCESS
 from appliance.model import Reason
 from tests.slices import ct_slice, save, stack
 
@@ -82,7 +84,8 @@ def test_a_missing_slice_is_named(tmp_path: Path) -> None:
     error = refusal(stack(tmp_path, [0, 3, 6, 12, 15, 18, 27, 30]), tmp_path)
     assert error.reason is Reason.INCOMPLETE
     assert str(error) == "about 3 slices missing between 6.0 and 12.0 mm, between 18.0 and 27.0 mm"
-    assert not geometry.is_closed([read_header(path) for path in sorted(tmp_path.glob("*.dcm"))])
+    headers = [read_header(path) for path in sorted(tmp_path.glob("*.dcm"))]
+    assert not geometry.is_closed(headers, IN_PROCESS)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ def test_values_beyond_int16_saturate(tmp_path: Path) -> None:
 )
 def test_padding_becomes_air(tmp_path: Path, pixels: Pixels, elements: dict[str, Any]) -> None:
     dataset = ct_slice(0, pixels, RescaleIntercept=-100, **elements)
-    assert hu_of(tmp_path, dataset).tolist() == [[volume.AIR_HU, -70]]
+    assert hu_of(tmp_path, dataset).tolist() == [[AIR_HU, -70]]
 
 
 def test_a_volume_that_cannot_be_written_is_no_fault_of_the_images(tmp_path: Path) -> None:

@@ -45,6 +45,34 @@ _EQUIPMENT: Final = {  # longest legal value (PS3.5 Table 6.2-1); longer ones ar
     "StationName": 16,
     "DeviceSerialNumber": 64,
 }
+#: All that is read of a source image's header; nothing of it lies in a sequence.
+SOURCE_TAGS: Final = tuple(
+    int(Tag(keyword))
+    for keyword in (
+        *_IDENTIFIERS,
+        *_OPTIONAL,
+        *_IF_LEGAL,
+        *_EQUIPMENT,
+        "SpecificCharacterSet",
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "InstanceNumber",
+        "Modality",
+        "BodyPartExamined",
+        "Rows",
+        "Columns",
+        "FrameOfReferenceUID",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PatientOrientation",
+        "PixelSpacing",
+        "ImagerPixelSpacing",
+        "SpacingBetweenSlices",
+        "SliceThickness",
+    )
+)
 #: Image classes that highdicom can describe; any other is shown to it as a secondary capture.
 _DESCRIBABLE: Final = frozenset(
     {

@@ -16,10 +16,10 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from appliance.engine_ops import LabelScores
-from appliance.errors import CannotAnalyse, OutOfResources
+from appliance.errors import CannotAnalyse, OutOfResources, RuntimeFailed
 from appliance.file_head import file_head, make_seal
 from appliance.imaging import render
-from appliance.imaging.headers import parsing, read_elements
+from appliance.imaging.reading import ImageReader
 from appliance.journal import identity, jobs, results
 from appliance.journal.results import Built as Owing
 from appliance.model import Conclusion, Instance, Job, Kind, Outcome, Owed, Priority, Result
@@ -27,13 +27,15 @@ from appliance.spool import Spool
 from appliance.stages.desk import Desk, EngineOnDuty
 from appliance.stages.report.codes import LUNG
 from appliance.stages.report.context import Built, Label, ReportContext
-from appliance.stages.report.headers import bare_header
+from appliance.stages.report.headers import SOURCE_TAGS, bare_header
 from appliance.stages.report.picture import build_picture
 from appliance.stages.report.priority import PriorityRule, priority
 from appliance.stages.report.sr import build_sr
 from appliance.states import JobState
 
 MAX_TRIES = 3
+MAX_LOST = 2  # headers that cost the reader its life, of one job: where one does, others of the sender may
+READ_S = 60.0  # for the headers of one job, and for its picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,10 @@ class Reporter:
         self._tried = (0, 0)  # job id, how many processes tried to build its results
 
     def step(self) -> bool:
-        """Report at most one concluded job; says whether there was one. Raises OutOfResources, StoreFailed."""
+        """Report at most one concluded job; says whether there was one. Raises OutOfResources, StoreFailed.
+
+        That nobody can read images just now is a shortage, too: a result without the patient's name would be lost.
+        """
         concluded = jobs.unfinished(self._desk.journal, JobState.CONCLUDED)
         if not concluded:
             return False
@@ -80,7 +85,10 @@ class Reporter:
             note = f"the result could not be built: {MAX_TRIES} tries ended the process"
             self._desk.log("result_not_built", engine=job.engine, study=job.study_instance_uid)
         else:
-            built, note = self._build(job, with_pixels=tries < MAX_TRIES)
+            try:
+                built, note = self._build(job, with_pixels=tries < MAX_TRIES)
+            except RuntimeFailed as error:
+                raise OutOfResources(str(error)) from error
         self._publish(job, built, note)
         return True
 
@@ -156,19 +164,21 @@ class Reporter:
             range(len(instances)), key=lambda n: (instances[n].sop_instance_uid not in keys, abs(n - middle))
         )
         whole: dict[str, Dataset] = {}
+        lost = 0
         for instance in (instances[n] for n in order):
-            if whole and instance.sop_instance_uid not in keys:
+            if lost > MAX_LOST or (whole and instance.sop_instance_uid not in keys):
                 break
-            if (header := self._whole_header(instance)) is not None:
+            reader = self._desk.reader(READ_S)
+            if (header := self._whole_header(instance, reader)) is not None:
                 whole[instance.sop_instance_uid] = header
+            lost += reader.lost
         return [whole.get(one.sop_instance_uid, bare_header(one)) for one in instances] if whole else []
 
-    def _whole_header(self, instance: Instance) -> Dataset | None:
+    def _whole_header(self, instance: Instance, reader: ImageReader) -> Dataset | None:
         if not instance.file:
             return None
         try:
-            with parsing("the header of a source image"), self._desk.path(instance.file).open("rb") as file:
-                return read_elements(file, inflate=True)[0]
+            return reader.elements(self._desk.path(instance.file), SOURCE_TAGS)
         except CannotAnalyse as error:
             self._desk.log("header_unreadable", reason=str(error))
             return None
@@ -180,7 +190,7 @@ class Reporter:
             return None
         try:
             paths = self._desk.paths([one for one in instances if one.sop_instance_uid in keys])
-            return render.key_picture(paths, outcome.findings)
+            return render.key_picture(paths, outcome.findings, self._desk.reader(READ_S))
         except CannotAnalyse as error:
             self._desk.log("picture_without_image", reason=str(error))
             return None
