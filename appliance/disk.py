@@ -53,6 +53,16 @@ def _sync_range(fd: int, start: int, size: int, flags: int) -> None:
             raise OSError(code, os.strerror(code))
 
 
+def forget_pages(file: Path) -> None:
+    """Have the next read come from the disk. Raises OSError where what memory has cannot even be written now."""
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)  # pages that are still to be written are not forgotten
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
 def sync_folder(folder: Path) -> None:
     fd = os.open(folder, FOLDER)
     try:

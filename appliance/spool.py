@@ -17,6 +17,7 @@ from pathlib import Path
 
 from appliance.disk import FOLDER, begin_write_back, make_folder, refusal, sync_folder, wait_for_write_back, write_all
 from appliance.errors import OutOfResources, StoreFailed
+from appliance.latch import Instant, Latch
 
 FILES_PER_FOLDER = 1000
 #: A large object is written back in windows of so many bytes, never more than two of them under way: the sync before
@@ -122,13 +123,11 @@ class Spool:
         self.root = root
         self._area = area
         self._limits = reserve
-        self._latch, self._lifted = root / "latched", root / "lifted"
         self._reserve_file = root / "reserve"
         self._owner_file = root / "journal-id"
         make_folder(root / area)
-        if not self._latch.exists():
-            with suppress(FileNotFoundError):  # who lifted it died before it was sure: it must be proved again
-                self._lifted.rename(self._latch)
+        self._latch = Latch(root)
+        self._latch.restore()
         # Each start begins a new folder: a name is never used twice, not even when all of a folder's files were let go.
         self._next = (_last_folder(root / area) + 1) * FILES_PER_FOLDER
         self._folder = ""  # the newest one that is known to be durable
@@ -240,29 +239,18 @@ class Spool:
             raise StoreFailed(f"cannot see how much room there is: {error.strerror}") from error
 
     def latch(self, reason: str) -> None:
-        """Tell all processes that a write failed. Best effort: the disk may take nothing any more."""
-        try:
-            self._latch.write_text(reason)
-        except OSError:
-            return
+        """Tell all processes that a write failed, also where the disk takes nothing any more. Never raises."""
+        self._latch.set(reason)
 
     def latched(self) -> str:
         """Why the store is latched, or ""."""
-        try:
-            return self._latch.read_text() or "unknown"
-        except FileNotFoundError:
-            return ""
-        except OSError as error:
-            return f"the spool cannot be read: {error.strerror}"
+        return self._latch.reason()
 
-    def latched_at(self) -> int:
-        """Tells a latch from one that is set later; 0: there is none. Raises OSError."""
-        try:
-            return self._latch.stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
+    def latched_at(self) -> Instant:
+        """Tells a latch from one that is set later. Raises OSError."""
+        return self._latch.instant()
 
-    def prove(self, latched_at: int) -> None:
+    def prove(self, latched_at: Instant) -> None:
         """Write, sync and remove a probe file; then lift the latch, if it is still the one of `latched_at`.
 
         Raises StoreFailed; so, too, where a process has set another one since: what failed then is not proved.
@@ -277,23 +265,11 @@ class Spool:
                 os.close(fd)
             probe.unlink()
             sync_folder(self.root)
-            again = latched_at and not self._lift(latched_at)  # last: a proof that failed half way lifts nothing
+            again = not self._latch.lift(latched_at)  # last: a proof that failed half way lifts nothing
         except OSError as error:
             raise StoreFailed(f"the probe write failed: {error.strerror}") from error
         if again:
             raise StoreFailed(f"meanwhile a write failed again: {self.latched()}")
-
-    def _lift(self, latched_at: int) -> bool:
-        """False: it is another latch. Moved away first: one that is set from then on is a new file, and stays."""
-        try:
-            self._latch.rename(self._lifted)
-        except FileNotFoundError:  # a person was quicker
-            return True
-        if self._lifted.stat().st_mtime_ns != latched_at:
-            self._lifted.rename(self._latch)
-            return False
-        self._lifted.unlink()
-        return True
 
     def keep_reserve(self) -> None:
         """Hold back space for the journal, unless that would take what must stay free. To be called now and then."""

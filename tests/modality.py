@@ -1,5 +1,6 @@
 """A modality of pynetdicom's: asks for storage commitment, takes the reports, tells of its work (MPPS)."""
 
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,12 +44,15 @@ class Modality:
     told: list[Told] = field(default_factory=list)
 
     @contextmanager
-    def listening(self) -> Iterator[int]:
-        """It takes reports, on the same port each time."""
+    def listening(self, security: ssl.SSLContext | None = None) -> Iterator[int]:
+        """It takes reports, on the same port each time; with `security` by TLS."""
         ae = AE(self.ae_title)
         ae.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)
         server: Any = ae.start_server(
-            ("127.0.0.1", self.port), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, self._on_report)]
+            ("127.0.0.1", self.port),
+            block=False,
+            evt_handlers=[(evt.EVT_N_EVENT_REPORT, self._on_report)],
+            ssl_context=security,
         )
         self.port = server.server_address[1]
         try:

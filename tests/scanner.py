@@ -12,7 +12,7 @@ from typing import Self
 
 from appliance.dimse import command as dimse
 from appliance.dimse.acceptor import Acceptor, Observer
-from appliance.dimse.admission import Limits, Peer, Policy
+from appliance.dimse.admission import Limits, Peer, Policy, Reporter
 from appliance.dimse.association import (
     AssociateAccept,
     AssociateRequest,
@@ -175,7 +175,7 @@ class Witness:
         self.rejections.append((calling_ae, reason))
 
     def last_end(self) -> tuple[str, int, bool]:
-        eventually(lambda: len(self.ends) == len(self.associations), what="all associations have ended")
+        eventually(lambda: 0 < len(self.ends) == len(self.associations), what="all associations have ended")
         return self.ends[-1]
 
 
@@ -191,14 +191,20 @@ def listening(
     handler: StorageHandler | Services,
     observer: Observer,
     limits: Limits = LIMITS,
-    peers: Sequence[Peer] = (CT01,),
+    peers: Sequence[Peer | Reporter] = (CT01,),
     guard: Guard | None = None,
 ) -> Iterator[Listening]:
     """An acceptor on a free port of this machine, served by a thread, ended on leaving."""
     listener = listen("127.0.0.1", 0)
     services = handler if isinstance(handler, Services) else Services(storage=handler)
     served = storage_sop_classes() | {VERIFICATION}
-    policy = Policy(ae_title="SCANSIDE", any_called_ae=False, peers=peers, accepts=served.__contains__)
+    policy = Policy(
+        ae_title="SCANSIDE",
+        any_called_ae=False,
+        peers=[one for one in peers if isinstance(one, Peer)],
+        accepts=served.__contains__,
+        reporters=lambda: [one for one in peers if isinstance(one, Reporter)],
+    )
     acceptor = Acceptor([Door(listener=listener, guard=guard)], policy, limits, services, observer)
     thread = threading.Thread(target=acceptor.serve, name="acceptor", daemon=True)
     thread.start()

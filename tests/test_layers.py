@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = (
     "errors",
     "model states certificates",
-    "ports config engine_package engine_manifest engine_ops routing disk backoff",
+    "ports config engine_package engine_manifest engine_ops routing disk backoff latch",
     "journal spool file_head wakeup life logs dimse imaging phantom",
     "stages runtimes destinations scanner",
     "board watch",

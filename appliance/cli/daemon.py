@@ -72,6 +72,7 @@ def _meaning(config: Config) -> list[str]:
     return [
         f"listens as {config.ae_title} on {receive.bind} port {receive.port}{_protection(receive)}",
         f"may send: {peers or 'nobody (receive.peers is empty)'}",
+        *_answering(receive),
         f"engines: {engines or 'none'}",
         f"sends on to: {destinations or 'nobody (destinations is empty): what arrives is held'}",
         f"keeps its data in {config.state_dir}",
@@ -80,6 +81,15 @@ def _meaning(config: Config) -> list[str]:
 
 def _who(peer: Peer) -> str:
     return f"{peer.ae_title} from {peer.address}" + (f" as {peer.certificate}" if peer.certificate else "")
+
+
+def _answering(receive: Receive) -> list[str]:
+    asking = [
+        f"{peer.ae_title} ({peer.commitment}) at {peer.reports_to} {'by TLS' if peer.reports_tls else 'not encrypted'}"
+        for peer in receive.peers
+        if peer.commitment and peer.reports_to
+    ]
+    return [f"storage commitment is reported to: {', '.join(asking)}"] if asking else []
 
 
 def _protection(receive: Receive) -> str:

@@ -13,6 +13,7 @@ import typer
 from appliance.config import Config, load
 from appliance.errors import ConfigError, ScansideError
 from appliance.journal.store import Journal
+from appliance.latch import latched
 from appliance.wakeup import Bell
 
 USUAL_CONFIG = Path("/etc/scanside/scanside.yaml")
@@ -67,6 +68,26 @@ def open_journal(config: Config) -> Iterator[Journal]:
         yield journal
     finally:
         journal.close()
+
+
+@contextmanager
+def writable_journal(config: Config) -> Iterator[Journal]:
+    """As `open_journal`, for a command that changes something. Raises ScansideError where nothing may be changed."""
+    if why_not := untrusted(config):
+        raise ScansideError(f"nothing was changed: {why_not}")
+    with open_journal(config) as journal:
+        yield journal
+
+
+def untrusted(config: Config) -> str:
+    """Why nothing may be written to the journal now, in words, or ""."""
+    if reason := latched(config.spool_dir):
+        return (
+            f"writing to the disk failed ({reason}), and until the appliance has proved it anew, what is written may be"
+            " lost. Look at the disk (dmesg, smartctl), see that the appliance runs, and ask again when `scanside"
+            " status` does not tell of it any more."
+        )
+    return ""
 
 
 def ring_forward(config: Config) -> None:

@@ -17,6 +17,8 @@ from appliance.cli.opening import (
     open_journal,
     ring_forward,
     teaching,
+    untrusted,
+    writable_journal,
 )
 from appliance.cli.tables import Column, Output, complain, plural, size_of, span_of
 from appliance.config import Config
@@ -97,6 +99,7 @@ class _Requeued:
 
     queued: list[int] = field(default_factory=list)
     left: dict[int, str] = field(default_factory=dict)  #: id -> why
+    stopped: str = ""  #: why the rest was not looked at
 
     def note(self, delivery_id: int, why_not: str) -> None:
         if why_not:
@@ -109,7 +112,7 @@ class _Requeued:
     epilog=teaching(
         "scanside requeue 4711",
         "scanside requeue --all",
-        failed="some of what was asked for is still held (each is named), or was not held",
+        failed="some of what was asked for is still held (each is named), or was not; or writing to the disk fails",
     )
 )
 def requeue(
@@ -129,16 +132,19 @@ def requeue(
     if everything == (delivery_id is not None):
         raise typer.BadParameter("give one ID, or --all")
     loaded, output = load_config(config), Output(as_json=as_json)
-    with open_journal(loaded) as journal:
+    with writable_journal(loaded) as journal:
         wanted = _wanted(journal, delivery_id)
         total = _held_count(journal) if delivery_id is None else 1
         done = _requeue(_Desk(loaded, journal, _person(by)), wanted, total, output)
     if done.queued:
         ring_forward(loaded)
-    output.document({"queued": done.queued, "left": [{"id": key, "why": why} for key, why in done.left.items()]})
+    left = [{"id": key, "why": why} for key, why in done.left.items()]
+    output.document({"queued": done.queued, "left": left, "stopped": done.stopped})
     output.line(f"{plural(len(done.queued), 'delivery', 'deliveries')} queued again")
-    if done.left:
+    if done.left or done.stopped:
         complain(*(f"{key}: {why}" for key, why in done.left.items()))
+        if done.stopped:
+            complain(f"the rest is still held: {done.stopped}")
         raise typer.Exit(FAILED)
 
 
@@ -169,6 +175,9 @@ def _requeue(desk: _Desk, wanted: Iterator[Sequence[Delivery]], total: int, outp
     done, count = _Requeued(), 0
     with output.progress("queueing again") as tell:
         for page in wanted:
+            done.stopped = untrusted(desk.config)
+            if done.stopped:
+                break
             owed = {one.id: _owed_again(desk.config, desk.journal, one) for one in page}
             may = {key: found for key, found in owed.items() if not isinstance(found, str)}
             queued = outbox.requeue(desk.journal, may, desk.by) if may else set()
@@ -220,7 +229,7 @@ def _stated_priority(config: Config, instance: Instance) -> Priority:
     epilog=teaching(
         'scanside abandon 4711 --reason "test image, not wanted in PACS"',
         'scanside abandon 4711 --reason "duplicate" --by "R. Okafor"',
-        failed="it is not held",
+        failed="it is not held; or writing to the disk fails",
     )
 )
 def abandon(
@@ -238,7 +247,7 @@ def abandon(
     if not reason.strip():
         raise typer.BadParameter("say why: it stays in the history", param_hint="--reason")
     person = _person(by)
-    with open_journal(load_config(config)) as journal:
+    with writable_journal(load_config(config)) as journal:
         one = _known(journal, delivery_id)
         if not outbox.abandon(journal, delivery_id, person, reason.strip()):
             raise ScansideError(f"delivery {delivery_id} is {one.state}: only what is held can be abandoned")

@@ -19,7 +19,7 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command(
     epilog=teaching(
         "scanside recover --config /etc/scanside/scanside.yaml",
-        failed="the appliance runs on this state folder, there is no spool, or nobody confirmed",
+        failed="the appliance runs on this state folder, there is no spool, the disk fails, or nobody confirmed",
     )
 )
 def recover(
@@ -33,6 +33,9 @@ def recover(
     deleted. Then everything in the spool is owed to its destinations once more: they will get objects that they may
     have already. What came malformed is kept and delivered as it came; files whose end is missing were never
     acknowledged to a scanner, and are put aside. Stop the appliance first.
+
+    What was in the journal only is lost: history, what scanners said of their work (MPPS), and requests for storage
+    commitment that were not reported yet. A scanner whose request was lost gets no report: it must ask again.
     """
     loaded, output = load_config(config), Output(as_json=as_json)
     if not loaded.spool_dir.is_dir():
@@ -42,7 +45,8 @@ def recover(
             _confirm(loaded)
         rebuilt = _rebuild(loaded, output)
     done = rebuilt.recovered
-    output.document(asdict(done) | {"set_aside": [str(path) for path in rebuilt.set_aside]})
+    asking = sorted({peer.ae_title for peer in loaded.receive.peers if peer.commitment})
+    output.document(asdict(done) | {"set_aside": [str(path) for path in rebuilt.set_aside], "must_ask_again": asking})
     output.line(f"{plural(done.instances, 'object')} and {plural(done.results, 'result')} recovered and owed again")
     if done.repeats:
         output.line(f"{plural(done.repeats, 'file')} twice in the spool: one copy removed")
@@ -50,6 +54,11 @@ def recover(
         output.line(f"put aside, its end is missing: {file}")
     for path in rebuilt.set_aside:
         output.line(f"the journal that was there: {path}")
+    if asking:
+        output.line(
+            f"lost: requests for storage commitment that were not reported yet. Ask again at {', '.join(asking)} for"
+            " what it holds unconfirmed; until it has our report, it must not delete its images."
+        )
     output.line("Now start the appliance.")
 
 

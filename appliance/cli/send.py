@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -12,7 +13,8 @@ from appliance import scanner
 from appliance.cli.opening import FAILED, JsonOption, teaching, unwound_by_signals
 from appliance.cli.tables import Column, Output, complain, plural, size_of
 from appliance.config.values import ae_title, host
-from appliance.dimse.wire import Target
+from appliance.dimse.wire import Security, Target
+from appliance.errors import CertificateUnusable
 from appliance.scanner import Found, Manner, Sent
 
 SHOWN = 20  # skipped files
@@ -22,6 +24,19 @@ HINT = (
     "The other side does not know these AE titles. On a Scanside box receive.peers must list {calling} with this"
     " machine's address, and ae_title must be {called}."
 )
+TLS_HINT = " Over TLS, 'certificate' of that peer must be a name in the certificate given with --tls-certificate."
+TLS_PERHAPS = "If that port speaks TLS, use --tls-ca, see --help."
+#: What an error says, and what to do about it.
+HINTS = (
+    ("mismatch, certificate is not valid for", "Its certificate names somebody else: give that name with --tls-name."),
+    ("TLS: certificate refused", "--tls-ca must hold the certificate of who certified the other side."),
+    ("requires a certificate of ours", "Give it one, with --tls-certificate and --tls-key."),
+    ("may be missing", "Give it --tls-certificate and --tls-key, if it asks for a certificate."),
+    ("our certificate", "It wants another one than that of --tls-certificate, by an authority that it trusts."),
+    ("plain text on the TLS port, or no TLS", "That port speaks no TLS: leave --tls-ca out, or use its other port."),
+    ("not a DICOM upper layer PDU", TLS_PERHAPS),
+    ("before any answer", TLS_PERHAPS),
+)
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -30,6 +45,7 @@ app = typer.Typer(rich_markup_mode=None)
     epilog=teaching(
         "scanside send ./study --to 127.0.0.1:11112 --calling CT01 --called SCANSIDE",
         "scanside send study.tar.xz --to pacs.example:104 --called PACS --associations 4",
+        "scanside send ./study --to box.example:2762 --tls-ca ca.pem --tls-certificate ct01.pem --tls-key ct01.key",
         failed="something was refused or did not arrive",
     )
 )
@@ -40,14 +56,36 @@ def send(  # noqa: PLR0913, PLR0917 - a command's parameters are its options
     called: Annotated[str, typer.Option("--called", metavar="AE", help="AE title of the other side.")] = "SCANSIDE",
     associations: Annotated[int, typer.Option("--associations", min=1, max=64, help="So many at a time.")] = 1,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="In no order, as some scanners do.")] = False,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-ca", metavar="FILE", show_default=False, help="Speak TLS; PEM file of who certifies the other side."
+        ),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-certificate", metavar="FILE", show_default=False, help="PEM file of the certificate we show."
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", show_default=False, help="PEM file of its private key.")
+    ] = None,
+    tls_name: Annotated[
+        str,
+        typer.Option("--tls-name", metavar="NAME", show_default=False, help="Name in its certificate. [default: HOST]"),
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Send DICOM files as a scanner would.
 
     Folders are searched to the bottom. Files that are not DICOM are named and skipped. Each object is sent once, byte
-    for byte as stored; nothing is tried again.
+    for byte as stored; nothing is tried again. With --tls-ca all goes by TLS, and nothing to whoever cannot prove by
+    its certificate that it is the one meant.
     """
     target, output = _target(to, calling, called), Output(as_json=as_json)
+    papers = _Papers(ca=tls_ca, certificate=tls_certificate, key=tls_key, name=tls_name)
+    target = replace(target, security=_security(target, papers))
     manner = Manner(associations=associations, shuffle=shuffle)
     with unwound_by_signals(), TemporaryDirectory(prefix="scanside-send-") as workdir:
         found = scanner.find(path, Path(workdir))
@@ -58,8 +96,7 @@ def send(  # noqa: PLR0913, PLR0917 - a command's parameters are its options
     output.document(_document(target, found, results, seconds))
     _print(output, found, results, seconds)
     if failed:
-        if any(NOT_RECOGNISED in sent.error for sent in failed):
-            complain(HINT.format(calling=target.calling_ae, called=target.called_ae))
+        complain(*_hints(target, {sent.error for sent in failed}))
         raise typer.Exit(FAILED)
 
 
@@ -78,6 +115,46 @@ def _target(to: str, calling: str, called: str) -> Target:
         raise typer.BadParameter(str(error)) from None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Papers:
+    """What is said of TLS."""
+
+    ca: Path | None
+    certificate: Path | None
+    key: Path | None
+    name: str
+
+
+def _security(target: Target, papers: _Papers) -> Security | None:
+    if (papers.certificate is None) != (papers.key is None):
+        raise typer.BadParameter("go together: one was given", param_hint="--tls-certificate and --tls-key")
+    if papers.ca is None:
+        if papers.certificate or papers.name:
+            what = "is needed for TLS: the file of who certifies the other side"
+            raise typer.BadParameter(what, param_hint="--tls-ca")
+        return None
+    from appliance.dimse.tls import ClientTls  # noqa: PLC0415 - OpenSSL takes 6 MB, and most use none
+
+    try:
+        name = host(papers.name) if papers.name else target.host
+        security = ClientTls(ca=papers.ca, server_name=name, certificate=papers.certificate, key=papers.key)
+        security.context()
+    except CertificateUnusable as error:
+        raise typer.BadParameter(str(error), param_hint=f"--tls-{error.part}") from None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--tls-name") from None
+    return security
+
+
+def _hints(target: Target, errors: set[str]) -> list[str]:
+    """What to do about it, once for each kind of error."""
+    found = [next((hint for words, hint in HINTS if words in error), "") for error in sorted(errors)]
+    if any(NOT_RECOGNISED in error for error in errors):
+        hint = HINT.format(calling=target.calling_ae, called=target.called_ae)
+        found.append(hint + (TLS_HINT if target.security is not None else ""))
+    return list(dict.fromkeys(filter(None, found)))
+
+
 def _send(target: Target, found: Found, manner: Manner, output: Output) -> list[Sent]:
     count = len(found.items)
     with output.progress(f"sending to {target.called_ae}") as tell:
@@ -93,6 +170,7 @@ def _send(target: Target, found: Found, manner: Manner, output: Output) -> list[
 def _document(target: Target, found: Found, results: Sequence[Sent], seconds: float) -> dict[str, Any]:
     return {
         "to": {"host": target.host, "port": target.port, "called_ae": target.called_ae},
+        "tls": target.security is not None,
         "calling_ae": target.calling_ae,
         "sent": sum(sent.stored for sent in results),
         "failed": sum(not sent.stored for sent in results),

@@ -9,22 +9,25 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from appliance.certificates import Validity
 from appliance.cli.opening import open_journal
 from appliance.cli.tables import plural, size_of, span_of
-from appliance.config import Config, EngineMode
+from appliance.config import Config, DimseDestination, EngineMode
 from appliance.errors import OutOfResources, StoreFailed
 from appliance.journal import intake
 from appliance.journal.identity import AlarmEvent
 from appliance.journal.intake import Intake
 from appliance.journal.overview import Overview, Owed, overview
+from appliance.journal.performed import Awaited
+from appliance.journal.proofs import Unproven
+from appliance.latch import latched
 from appliance.wakeup import is_listening
 from appliance.wiring.common import HOUR_MS, MB, PROCESSES
 
 WAL_ALARM = 64 * MB
+AWAITED_MS = 60_000
 WITHOUT = {
     "receive": "nothing is taken from scanners",
     "analyse": "AI OFF: no engine reads anything; images are delivered all the same",
@@ -60,6 +63,7 @@ class Situation:
     receive: Mapping[str, Any]  #: {port, tls, unencrypted_port, unencrypted_reason, rejections}, see wiring.receive
     lanes: Mapping[str, Any]  #: destination -> {state, reason}
     reports: Mapping[str, Any]  #: AE title that asked for storage commitment -> {state, reason}
+    proofs: Mapping[str, Any]  #: destination that must answer for what it got -> {state, reason}
     engines: Mapping[str, Any]  #: id@version -> {serves, publish, reason}
     engines_told: bool  #: whether the analyse process has verified its engines yet
     latched: str  #: why nothing may be stored any more, or ""
@@ -89,9 +93,10 @@ def look(config: Config) -> Situation:
         receive=(_facts(config, "receive") or {}) if processes["receive"] else {},
         lanes=(_facts(config, "lanes") or {}) if processes["forward"] else {},
         reports=(_facts(config, "reports") or {}) if processes["forward"] else {},
+        proofs=(_facts(config, "proofs") or {}) if processes["forward"] else {},
         engines=engines or {},
         engines_told=engines is not None,
-        latched=_latched(config.spool_dir / "latched"),
+        latched=latched(config.spool_dir),
         disk=_disk(config, book.intake),
         journal=book.overview,
         journal_fault=book.fault,
@@ -135,15 +140,6 @@ def _facts(config: Config, name: str) -> dict[str, Any] | None:
     return told if isinstance(told, dict) else None
 
 
-def _latched(latch: Path) -> str:
-    try:
-        return latch.read_text() or "unknown"
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        return f"the spool cannot be read: {error.strerror}"
-
-
 def _disk(config: Config, came: Intake | None) -> Disk:
     folder = config.state_dir
     while not folder.exists():
@@ -172,7 +168,9 @@ def attentions(config: Config, now: Situation) -> list[Attention]:
         *_certificate(now, datetime.now(UTC)),
         *_lanes(config, now),
         *_held(now),
+        *_proofs(config, now),
         *_reports(config, now),
+        *_awaited(now),
         *_oddities(now),
     ]
 
@@ -310,13 +308,73 @@ def _held(now: Situation) -> list[Attention]:
     ]
 
 
+def _proofs(config: Config, now: Situation) -> list[Attention]:
+    """Of destinations that must answer for what they got."""
+    unproven = {one.destination: one for one in (now.journal.unproven if now.journal is not None else ())}
+    found = [
+        Attention(
+            what=f"{name} does not prove what it gets, so none of it is freed: {fact['reason']}",
+            do="Images go there all the same. Let it do for our AE title what 'proof' asks, or set another 'proof'.",
+        )
+        for name, fact in now.proofs.items()
+        if fact["state"] == "refused"
+    ]
+    found += [
+        Attention(
+            what=f"{name} could not be asked whether it answers for what it got: {fact['reason']}",
+            do="We ask again by ourselves; nothing of it is freed meanwhile.",
+        )
+        for name, fact in now.proofs.items()
+        if fact["state"] == "backing off" and now.lanes.get(name, {}).get("state") not in ("backing off", "suspended")
+    ]
+    configured = {one.name for one in config.destinations}
+    found += [_unanswered(config, now, one) for one in unproven.values() if _is_unanswered(config, now, one)]
+    return found + [
+        Attention(
+            what=f"{plural(one.count, 'delivery', 'deliveries')} to {name}, which is no longer in the config, wait for"
+            " its proof, and are never freed",
+            do="Give it back to the config, with another 'proof' perhaps, and restart.",
+        )
+        for name, one in unproven.items()
+        if name not in configured
+    ]
+
+
+def _is_unanswered(config: Config, now: Situation, one: Unproven) -> bool:
+    options = config.destination(one.destination)
+    return (
+        now.journal is not None
+        and isinstance(options, DimseDestination)
+        and now.journal.tick - one.oldest_tick > options.proof_timeout_h * HOUR_MS
+    )
+
+
+def _unanswered(config: Config, now: Situation, one: Unproven) -> Attention:
+    return Attention(
+        what=unproven_words(one, now.journal.tick if now.journal is not None else 0),
+        do=f"Check that it knows where to report: AE title {config.ae_title}, our address, port {now.port or '?'}."
+        if one.asked
+        else "Look whether it shows them; if it has lost them, they are sent again by themselves.",
+    )
+
+
+def unproven_words(one: Unproven, tick: int) -> str:
+    asked = f", {one.asked} of them asked for" if one.asked else ""
+    return (
+        f"{one.destination} has {plural(one.count, 'object')} that it does not answer for yet{asked}:"
+        f" the oldest for {span_of(tick - one.oldest_tick)}"
+    )
+
+
 def _reports(config: Config, now: Situation) -> list[Attention]:
     """Of peers that asked for storage commitment; a request that waits for its deliveries needs nobody."""
     asking = {peer.ae_title for peer in config.receive.peers if peer.commitment}
     found = [
         Attention(
             what=f"{name} does not take our storage commitment report: {fact['reason']}",
-            do="Check 'reports_to', and AE title and port on its side. We try again by ourselves.",
+            do="Check 'reports_tls', and the certificates on both sides. We try again by ourselves."
+            if fact["reason"].startswith("TLS")
+            else "Check 'reports_to', and AE title and port on its side. We try again by ourselves.",
         )
         for name, fact in now.reports.items()
         if fact["state"] == "backing off"
@@ -329,6 +387,27 @@ def _reports(config: Config, now: Situation) -> list[Attention]:
         )
         for one in gone
     ]
+
+
+def _awaited(now: Situation) -> list[Attention]:
+    """A scanner says that it is done a little before its last images have come: that needs nobody."""
+    if now.journal is None:
+        return []
+    return [
+        Attention(
+            what=f"{awaited_words(one, now.journal.tick)}: no engine reads a part of it",
+            do="Send them again from the scanner. Without them the series counts as closed after two days of silence.",
+        )
+        for one in now.journal.awaited
+        if now.journal.tick - one.since_tick >= AWAITED_MS
+    ]
+
+
+def awaited_words(one: Awaited, tick: int) -> str:
+    return (
+        f"{one.calling_ae} named {plural(one.named, 'image')} of series {one.series_instance_uid}, of which"
+        f" {one.missing} {'has' if one.missing == 1 else 'have'} not come: waiting for {span_of(tick - one.since_tick)}"
+    )
 
 
 def _oddities(now: Situation) -> list[Attention]:

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from appliance.cli.opening import FAILED, ConfigOption, JsonOption, config_path, load_config, teaching
-from appliance.cli.situation import Attention, Situation, attentions, look, owed, since
+from appliance.cli.situation import Attention, Situation, attentions, awaited_words, look, owed, since, unproven_words
 from appliance.cli.tables import Column, Output, plural, size_of, span_of
 from appliance.config import Config, EngineMode
 from appliance.wiring.common import HOUR_MS
@@ -48,6 +48,7 @@ def _document(path: Path, config: Config, now: Situation, needs: list[Attention]
         "engines": dict(now.engines),
         "lanes": dict(now.lanes),
         "reports": dict(now.reports),
+        "proofs": dict(now.proofs),
         "disk": asdict(now.disk) | {"refusing": now.disk.refusing},
         "latched": now.latched,
         "journal": asdict(now.journal) if now.journal is not None else None,
@@ -95,6 +96,8 @@ def _facts(config: Config, now: Situation) -> list[str]:
     unfinished = ", ".join(f"{count} {state}" for state, count in now.journal.jobs.items()) or "none"
     stored, open_series = plural(now.journal.instances, "object"), now.journal.open_series
     lines.append(f"{stored} recorded so far, {open_series} series open, unfinished jobs: {unfinished}")
+    lines += [awaited_words(one, now.journal.tick) for one in now.journal.awaited]
+    lines += [unproven_words(one, now.journal.tick) for one in now.journal.unproven]
     return lines + [
         f"{one.calling_ae} waits for {plural(one.count, 'storage commitment report')},"
         f" the oldest for {span_of(now.journal.tick - one.oldest_tick)}"

@@ -58,7 +58,9 @@ Row = tuple[str, int, str, str, str]
 
 def _rows(lines: Sequence[HistoryLine]) -> list[Row]:
     start = lines[0].tick
-    return [(line.at[:23], line.tick - start, line.process, line.event, _words(line.detail)) for line in lines]
+    return [
+        (line.at[:23], line.tick - start, line.process, line.event, _words(line.event, line.detail)) for line in lines
+    ]
 
 
 def _summed_up(lines: Sequence[HistoryLine]) -> list[Row]:
@@ -78,16 +80,17 @@ def _summed_up(lines: Sequence[HistoryLine]) -> list[Row]:
 def _sum(group: Sequence[HistoryLine]) -> str:
     first, last = group[0], group[-1]
     if len(group) == 1:
-        return _words(first.detail)
+        return _words(first.event, first.detail)
     alike = {key: value for key, value in first.detail.items() if all(one.detail.get(key) == value for one in group)}
     size = sum(one.detail.get("bytes", 0) for one in group)
     more = {"bytes": size} if size else {}
-    return f"{len(group)} instances within {last.tick - first.tick} ms; {_words(alike | more)}"
+    return f"{len(group)} instances within {last.tick - first.tick} ms; {_words(first.event, alike | more)}"
 
 
-def _words(detail: dict[str, Any]) -> str:
+def _words(event: str, detail: dict[str, Any]) -> str:
     """Details as people read them: what is empty says nothing, digests are cut."""
-    return " ".join(
+    meaning = f"{detail.get('destination')} answers for it: " if event == "committed" else ""
+    return meaning + " ".join(
         f"{key}={value[:12] + '...' if key == 'digest' else value}"
         for key, value in detail.items()
         if value not in ("", None, [], {})

@@ -31,7 +31,7 @@ def cross_checks(document: Document, folder: Path) -> Iterator[Problem]:
         *_tls(data),
         *_commitment(data),
         *_plain_port(data),
-        *_destination_tls(data),
+        *_outbound_tls(data),
         *_unknown_engines(data),
         *_unknown_senders(data),
         *_to_ourselves(data),
@@ -90,7 +90,7 @@ def _tls(data: Group) -> Iterator[Found]:
 
 def _commitment(data: Group) -> Iterator[Found]:
     """Reports go to an AE title, so what stands for one title must be said once, or alike."""
-    said: dict[str, tuple[str, str]] = {}
+    said: dict[str, tuple[str, str, Group]] = {}
     for path, peer in _entries(data, "receive", "peers"):
         meaning, where, title = (_text(peer, key) for key in ("commitment", "reports_to", "ae_title"))
         if meaning and not where:
@@ -99,8 +99,9 @@ def _commitment(data: Group) -> Iterator[Found]:
             yield (*path, "reports_to"), f"nothing is reported without 'commitment' ({' or '.join(Commitment)})"
         if meaning == Commitment.DELIVERED and not list(_entries(data, "destinations")):
             yield (*path, "commitment"), "'destinations' is empty: nothing could ever count as delivered"
-        if title and said.setdefault(title, (meaning, where)) != (meaning, where):
-            yield (*path, "ae_title"), f"{shown(title)} stands twice, with other commitment or reports_to"
+        all_of_it = meaning, where, _group(peer, "reports_tls")
+        if title and said.setdefault(title, all_of_it) != all_of_it:
+            yield (*path, "ae_title"), f"{shown(title)} stands twice, with other commitment, reports_to or reports_tls"
 
 
 def _plain_port(data: Group) -> Iterator[Found]:
@@ -116,12 +117,16 @@ def _plain_port(data: Group) -> Iterator[Found]:
         yield ("receive", "unencrypted_port"), f"{port} is the port with TLS: choose another"
 
 
-def _destination_tls(data: Group) -> Iterator[Found]:
-    for path, destination in _entries(data, "destinations"):
-        tls = _group(destination, "tls")
+def _outbound_tls(data: Group) -> Iterator[Found]:
+    groups = [((*path, "tls"), _group(one, "tls")) for path, one in _entries(data, "destinations")]
+    for path, peer in _entries(data, "receive", "peers"):
+        groups.append(((*path, "reports_tls"), _group(peer, "reports_tls")))
+        if _group(peer, "reports_tls") and not _text(peer, "reports_to"):
+            yield (*path, "reports_tls"), "there is no 'reports_to' it could be about"
+    for path, tls in groups:
         for one, other in (("certificate", "key"), ("key", "certificate")):
             if _text(tls, one) and not _text(tls, other):
-                yield (*path, "tls", one), f"needs '{other}' beside it"
+                yield (*path, one), f"needs '{other}' beside it"
 
 
 def _unknown_engines(data: Group) -> Iterator[Found]:

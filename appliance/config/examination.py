@@ -11,7 +11,7 @@ from pathlib import Path
 
 from appliance import certificates
 from appliance.config.loader import messages, read, validated
-from appliance.config.models import Config, DestinationTls, Tls
+from appliance.config.models import Config, OutboundTls, Tls
 from appliance.config.sources import Source
 from appliance.config.yaml_lines import KeyPath, Problem
 from appliance.errors import CertificateUnusable, ConfigError
@@ -55,12 +55,15 @@ def examine(path: Path, now: datetime | None = None) -> Examined:
 def _tls(config: Config, now: datetime) -> Iterator[_Found]:
     if config.receive.tls is not None:
         yield from _files(("receive", "tls"), config.receive.tls, now)
+    for number, peer in enumerate(config.receive.peers):
+        if peer.reports_tls is not None:
+            yield from _files(("receive", "peers", number, "reports_tls"), peer.reports_tls, now)
     for number, destination in enumerate(config.destinations):
         if destination.tls is not None:
             yield from _files(("destinations", number, "tls"), destination.tls, now)
 
 
-def _files(place: KeyPath, tls: Tls | DestinationTls, now: datetime) -> Iterator[_Found]:
+def _files(place: KeyPath, tls: Tls | OutboundTls, now: datetime) -> Iterator[_Found]:
     sources = {"certificate": tls.certificate, "key": tls.key, "ca": tls.ca}
     files = {part: source.path for part, source in sources.items() if source is not None and source.path is not None}
     for part, source in sources.items():

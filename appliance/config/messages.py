@@ -97,7 +97,7 @@ def _not_a_choice(fault: _Fault) -> str:
 
 
 def _no_commitment_in_folders(fault: _Fault) -> str:
-    if fault.key == "proof" and fault.value == "commitment":
+    if fault.key == "proof" and fault.value in ("commitment", "find"):
         return "a folder cannot answer for what it keeps: write 'store', or leave the key out"
     return _not_a_choice(fault)
 

@@ -30,6 +30,7 @@ class Proof(StrEnum):
 
     STORE = "store"  #: the destination answered C-STORE with success
     COMMITMENT = "commitment"  #: the destination answers for it (storage commitment, PS3.4 annex J)
+    FIND = "find"  #: the destination shows it to a query (C-FIND)
 
 
 class ClientCertificates(StrEnum):
@@ -52,6 +53,25 @@ class _Options(BaseModel):
         return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
 
 
+MinimumVersion = Literal["TLSv1.2", "TLSv1.3"]
+
+
+class OutboundTls(_Options):
+    """TLS of associations that we ask for: towards a destination, or a device that takes reports."""
+
+    ca: sources.FileOrCredential = Field(description="PEM file of who certifies the other side, or credential:NAME")
+    certificate: sources.FileOrCredential | None = Field(
+        default=None, description="PEM file of the certificate we show it, or credential:NAME"
+    )
+    key: sources.FileOrCredential | None = Field(
+        default=None, description="PEM file of its private key, or credential:NAME"
+    )
+    server_name: values.Host | None = Field(
+        default=None, description="DNS name or IP address in the other side's certificate; null is the one we call"
+    )
+    minimum_version: MinimumVersion = Field(default="TLSv1.2", description="oldest TLS we speak to it")
+
+
 class Peer(_Options):
     """A device that may send to us. AE titles are no authentication, so its address must fit too."""
 
@@ -67,6 +87,7 @@ class Peer(_Options):
     reports_to: values.PlainHostPort | None = Field(
         default=None, description="host and port where the device takes commitment reports, as HOST:PORT"
     )
+    reports_tls: OutboundTls | None = Field(default=None, description="group: TLS towards reports_to; null is plain")
 
 
 class Tls(_Options):
@@ -80,7 +101,7 @@ class Tls(_Options):
     client_certificates: ClientCertificates = Field(
         default=ClientCertificates.REQUIRED, description="required: peers show a certificate of their own; or none"
     )
-    minimum_version: Literal["TLSv1.2", "TLSv1.3"] = Field(default="TLSv1.2", description="oldest TLS we speak")
+    minimum_version: MinimumVersion = Field(default="TLSv1.2", description="oldest TLS we speak")
 
 
 class Receive(_Options):
@@ -181,19 +202,11 @@ class _DestinationOptions(_Options):
     keep_h: float = Field(default=24, ge=0, le=8_760, description="hours a local copy is kept after its proof")
 
 
-class DestinationTls(_Options):
-    """TLS towards a destination."""
+class Pace(_Options):
+    """How much the line to a destination may carry at some hours."""
 
-    ca: sources.FileOrCredential = Field(description="PEM file of who certifies the destination, or credential:NAME")
-    certificate: sources.FileOrCredential | None = Field(
-        default=None, description="PEM file of the certificate we show it, or credential:NAME"
-    )
-    key: sources.FileOrCredential | None = Field(
-        default=None, description="PEM file of its private key, or credential:NAME"
-    )
-    server_name: values.Host | None = Field(
-        default=None, description="name or IP address in the destination's certificate; null is host"
-    )
+    hours: values.Hours = Field(description="hours of the local day, such as 08:00-18:00")
+    kbit_s: int = Field(ge=16, le=10_000_000, description="kilobits per second that it may carry then")
 
 
 class DimseDestination(_DestinationOptions):
@@ -205,9 +218,22 @@ class DimseDestination(_DestinationOptions):
     called_ae: values.AeTitle = Field(description="AE title of the destination (kind dimse)")
     calling_ae: values.AeTitle | None = Field(default=None, description="AE title we call with; null is ae_title")
     proof: Proof = Field(default=Proof.STORE, description="what frees a local copy")
+    proof_timeout_h: float = Field(
+        default=24, gt=0, le=8_760, description="hours to wait for a commitment before it is asked for again"
+    )
     timeout_s: Seconds = Field(default=30, description="seconds to wait for an answer")
     max_pdu: PduLength = Field(default=131_072, description="bytes of the longest PDU we take")
-    tls: DestinationTls | None = Field(default=None, description="group: TLS towards it; null is plain TCP")
+    tls: OutboundTls | None = Field(default=None, description="group: TLS towards it; null is plain TCP")
+    associations: int = Field(
+        default=4, ge=1, le=16, description="associations for images at one time, where so many carry more than fewer"
+    )
+    congestion: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,15}$")] = Field(
+        default="auto", description="TCP congestion control: auto is bbr where the kernel has it; or its name"
+    )
+    pace: tuple[Pace, ...] = Field(default=(), description="list of hours in which the line may carry only so much")
+    images: values.Hours | None = Field(
+        default=None, description="hours of the local day in which images go; results always go; null is always"
+    )
     path: None = Field(default=None, description="folder to write into (kind folder)")
 
 
@@ -217,6 +243,7 @@ class FolderDestination(_DestinationOptions):
     kind: Literal["folder"] = Field(description="dimse or folder")
     path: values.Folder = Field(description="folder to write into (kind folder)")
     proof: Literal[Proof.STORE] = Field(default=Proof.STORE, description="what frees a local copy")
+    proof_timeout_h: None = Field(default=None, description="only for kind dimse")
     host: None = Field(default=None, description="only for kind dimse")
     port: None = Field(default=None, description="only for kind dimse")
     called_ae: None = Field(default=None, description="only for kind dimse")
@@ -224,6 +251,10 @@ class FolderDestination(_DestinationOptions):
     timeout_s: None = Field(default=None, description="only for kind dimse")
     tls: None = Field(default=None, description="only for kind dimse")
     max_pdu: None = Field(default=None, description="only for kind dimse")
+    associations: None = Field(default=None, description="only for kind dimse")
+    congestion: None = Field(default=None, description="only for kind dimse")
+    pace: None = Field(default=None, description="only for kind dimse")
+    images: None = Field(default=None, description="only for kind dimse")
 
 
 def _likely_kind(data: Any) -> str:

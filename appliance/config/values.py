@@ -19,6 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ENGINE_ID = re.compile(r"[a-z0-9][a-z0-9-]*")
 _CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_DAY_HOURS = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])\s*-\s*([01]?[0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
 _OTHERS = "default"
 
 
@@ -145,6 +146,9 @@ class HostPort:
     host: str
     port: int
 
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 def host_port(value: object) -> HostPort:
     """HOST:PORT; an IPv6 address in brackets."""
@@ -199,6 +203,29 @@ def reason(text: str) -> str:
     return words
 
 
+@dataclass(frozen=True, slots=True)
+class DayHours:
+    """From one minute of the local day to another; over midnight where the first is the later one."""
+
+    first: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"{self.first // 60:02d}:{self.first % 60:02d}-{self.end // 60:02d}:{self.end % 60:02d}"
+
+
+def day_hours(value: object) -> DayHours:
+    """HH:MM-HH:MM, local time."""
+    if isinstance(value, DayHours):
+        return value
+    found = _DAY_HOURS.fullmatch(value.strip()) if isinstance(value, str) else None
+    hours = [int(number) for number in found.groups()] if found else [0, 0, 0, 0]
+    first, end = hours[0] * 60 + hours[1], hours[2] * 60 + hours[3]
+    if first == end:
+        raise ValueError(f'{shown(value)}: write two different times in quotes, such as "19:00-07:00"')
+    return DayHours(first, end)
+
+
 AeTitle = Annotated[str, AfterValidator(ae_title)]
 CertificateName = Annotated[str, AfterValidator(certificate_name)]
 Reason = Annotated[str, AfterValidator(reason)]
@@ -212,6 +239,7 @@ ModalityOrDefault = Annotated[str, AfterValidator(modality_or_default)]
 PeerNetwork = Annotated[Network, PlainValidator(network)]
 BindAddress = Annotated[str, AfterValidator(bind_address)]
 Host = Annotated[str, AfterValidator(host)]
+Hours = Annotated[DayHours, PlainValidator(day_hours)]
 PlainHostPort = Annotated[HostPort, PlainValidator(host_port)]
 Folder = Annotated[Path, AfterValidator(folder)]
 Program = Annotated[Path, AfterValidator(program)]

@@ -23,7 +23,7 @@ class ReportNode:
         target = replace(self._target, calling_ae=report.from_ae)
         event = FAILURES_EXIST if report.failed else COMPLETE
         with connect_as_scp(target, STORAGE_COMMITMENT_PUSH) as association:
-            return association.report(STORAGE_COMMITMENT_PUSH, STORAGE_COMMITMENT_INSTANCE, event, data_set_of(report))
+            return association.report(STORAGE_COMMITMENT_INSTANCE, event, data_set_of(report))
 
 
 def data_set_of(report: CommitmentReport) -> DataSet:

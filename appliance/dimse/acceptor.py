@@ -28,6 +28,7 @@ from appliance.dimse.services import Caller, Context, Conversation, Services
 from appliance.errors import RemoteProtocolError
 
 PAUSE_S = 0.2
+MADE_ROOM = "aborted by us: it was at rest, and the peer needed its slot for another"
 #: What `accept` says of one connection that came to nothing (accept(2)), and of a shortage that passes.
 LOST = frozenset(
     {
@@ -150,9 +151,21 @@ class Acceptor:
         with self._lock:
             self._open[number] = connection
 
-    def admit(self, number: int) -> bool:
-        """Whether there is a slot for a request that was found good."""
-        return self._slots.settle(number)
+    def admit(self, number: int, calling_ae: str) -> bool:
+        """Whether there is a slot for a request that was found good; another one of the same peer may have to go."""
+        if self._slots.settle(number, calling_ae):
+            return True
+        goes = self._slots.take_over(number, calling_ae)
+        if goes is not None:
+            self._cut_one(goes, socket.SHUT_RD)  # so that it can still say why it goes
+        return goes is not None
+
+    def rest(self, number: int) -> None:
+        self._slots.rest(number)
+
+    def stir(self, number: int) -> bool:
+        """False: its slot is another one's by now, so that it must end."""
+        return self._slots.stir(number)
 
     def _forget(self, arrival: _Arrival) -> None:
         with self._lock:
@@ -163,11 +176,11 @@ class Acceptor:
         for number in list(self._open):
             self._cut_one(number)
 
-    def _cut_one(self, number: int) -> None:
+    def _cut_one(self, number: int, ways: int = socket.SHUT_RDWR) -> None:
         """Its thread will notice, and end."""
         with self._lock, suppress(OSError):  # TCP's own: a TLS socket's would take its state away under its thread
             if connection := self._open.get(number):
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+                socket.socket.shutdown(connection, ways)
 
 
 class _Association:
@@ -229,7 +242,7 @@ class _Association:
         """Answer the request; None when it was rejected."""
         request = self._request()
         rejection = self._server.policy.rejection(request, self._address, self._channel)
-        if rejection is None and not self._server.admit(self._number):
+        if rejection is None and not self._server.admit(self._number, request.calling_ae):
             rejection = (2, 3, 2, "local limit exceeded")
         if rejection is not None:
             self._socket.sendall(pdu.encode_reject(*rejection[:3]))
@@ -244,6 +257,7 @@ class _Association:
                     calling_ae=request.calling_ae,
                     contexts=accepted,
                     max_pdu=self._server.limits.max_pdu,
+                    roles=self._server.policy.roles(request, self._address),
                 )
             )
         )
@@ -262,7 +276,7 @@ class _Association:
     def _talk(self, conversation: Conversation) -> None:
         while True:
             self._pace.renew(self._reader, mid_message=conversation.mid_message)
-            count = self._receive()
+            count = self._receive() if conversation.mid_message or self._reader.inside else self._next_message()
             for event in self._reader.received(count):
                 if isinstance(event, Fragment):
                     if response := conversation.feed(event):
@@ -271,6 +285,20 @@ class _Association:
                 else:
                     self._control(event, mid_message=conversation.mid_message)
             conversation.flush()
+
+    def _next_message(self) -> int:
+        """As `_receive`, between messages: only there may the association have to make room for another."""
+        self._server.rest(self._number)
+        try:
+            count = self._receive()
+        except (EndOfAssociation, OSError):
+            if self._server.stir(self._number):
+                raise
+        else:
+            if self._server.stir(self._number):
+                return count
+        self._send_quietly(pdu.encode_abort(2, 0))
+        raise EndOfAssociation(MADE_ROOM)
 
     def _control(self, event: Control, *, mid_message: bool) -> None:
         if event.type is PduType.RELEASE_RQ:

@@ -153,12 +153,13 @@ class TlsGuard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientTls:
-    """How to speak TLS to one destination, and who it must be."""
+    """How to speak TLS to one node, and who it must be. Its files are read anew for each connection."""
 
     ca: Path
     server_name: str  #: in its certificate: DNS name or IP address
     certificate: Path | None = None  #: ours, with its key
     key: Path | None = None
+    minimum_version: str = "TLSv1.2"
 
     def secure(self, connection: socket.socket) -> ssl.SSLSocket:
         """The handshake, under the connection's time-out.
@@ -167,11 +168,7 @@ class ClientTls:
         connection; the connection is closed then.
         """
         try:
-            context = _hardened(ssl.PROTOCOL_TLS_CLIENT, "TLSv1.2")
-            certificates.trust(context, self.ca)
-            if self.certificate is not None and self.key is not None:
-                certificates.use(context, self.certificate, self.key)
-            return context.wrap_socket(connection, server_hostname=self.server_name)
+            return self.context().wrap_socket(connection, server_hostname=self.server_name)
         except CertificateUnusable as error:
             connection.close()
             raise DestinationRefused(f"TLS: {error}") from error
@@ -179,6 +176,14 @@ class ClientTls:
             connection.close()
             lost = not isinstance(error, ssl.SSLError | ValueError) or isinstance(error, _CUT)
             raise (TransientDeliveryError if lost else DestinationRefused)(_reason(error)) from error
+
+    def context(self) -> ssl.SSLContext:
+        """Raises CertificateUnusable."""
+        context = _hardened(ssl.PROTOCOL_TLS_CLIENT, self.minimum_version)
+        certificates.trust(context, self.ca)
+        if self.certificate is not None and self.key is not None:
+            certificates.use(context, self.certificate, self.key)
+        return context
 
     def refusal(self, error: OSError) -> DestinationRefused | None:
         """With TLS 1.3 a refused certificate of ours shows at the first read after the handshake only."""

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-from appliance.journal import commitments
+from appliance.journal import commitments, performed, proofs
 from appliance.journal.commitments import Promised
 from appliance.journal.identity import Alarm, alarms
+from appliance.journal.performed import Awaited
+from appliance.journal.proofs import Unproven
 from appliance.journal.store import Journal
 
 
@@ -28,7 +30,9 @@ class Overview:
     jobs: dict[str, int]  #: unfinished ones by state
     owed: tuple[Owed, ...]
     alarms: tuple[Alarm, ...]
+    awaited: tuple[Awaited, ...]  #: series of which the scanner named more than has come
     commitments: tuple[Promised, ...]  #: requests for storage commitment that are not reported, by who asked
+    unproven: tuple[Unproven, ...]  #: what destinations have got and do not answer for yet
     tick: int
 
 
@@ -47,7 +51,9 @@ def overview(journal: Journal) -> Overview:
         },
         owed=(*_queued(journal), *_held(journal)),
         alarms=tuple(alarms(journal)),
+        awaited=tuple(performed.awaited(journal)),
         commitments=tuple(commitments.waiting(journal)),
+        unproven=tuple(proofs.waiting(journal)),
         tick=journal.clock.tick(),
     )
 

@@ -19,6 +19,7 @@ KEEP_MS = 30 * 86_400_000
 MAX_STEPS = 10_000  # of one modality; the oldest go
 PRUNED = 20  # with each new one
 MAX_STUDIES = 16  # of one step
+MAX_AWAITED = 20  # series that are told of
 
 _ENDS = {StepState.COMPLETED: Event.COMPLETE, StepState.DISCONTINUED: Event.DISCONTINUE}
 
@@ -137,6 +138,13 @@ def _stated(journal: Journal, said: Sequence[sqlite3.Row]) -> Stated:
     series = said[0]
     if max(row["count"] for row in said) > series["arrivals"]:
         return Stated.MISSING  # without a look at the instances: this is asked at each arrival
+    named, arrived = _named(journal, said), _arrived(journal, series)
+    if named - arrived:
+        return Stated.MISSING
+    return Stated.NOTHING if arrived - named else Stated.ALL_HERE
+
+
+def _named(journal: Journal, said: Sequence[sqlite3.Row]) -> set[str]:
     named: set[str] = set()
     for row in said:
         blob = journal.one(
@@ -145,17 +153,56 @@ def _stated(journal: Journal, said: Sequence[sqlite3.Row]) -> Stated:
             row["series_instance_uid"],
         )
         named.update(unpacked(blob["instances"]) if blob else ())
-    arrived = {
-        row["sop_instance_uid"]
-        for row in journal.query(
-            "SELECT DISTINCT sop_instance_uid FROM instance WHERE study_instance_uid=? AND series_instance_uid=?",
-            series["study_instance_uid"],
-            series["series_instance_uid"],
-        )
-    }
-    if named - arrived:
-        return Stated.MISSING
-    return Stated.NOTHING if arrived - named else Stated.ALL_HERE
+    return named
+
+
+def _arrived(journal: Journal, series: sqlite3.Row) -> set[str]:
+    rows = journal.query(
+        "SELECT DISTINCT sop_instance_uid FROM instance WHERE study_instance_uid=? AND series_instance_uid=?",
+        series["study_instance_uid"],
+        series["series_instance_uid"],
+    )
+    return {row["sop_instance_uid"] for row in rows}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Awaited:
+    """An open series of which the scanner named instances that have not come: until they do, nobody reads it."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    calling_ae: str
+    named: int
+    missing: int
+    since_tick: int  #: of the last thing that was heard of it
+
+
+def awaited(journal: Journal) -> list[Awaited]:
+    """For `status`: who waits for what, longest first, at most MAX_AWAITED."""
+    rows = journal.query(
+        "SELECT s.id, s.study_instance_uid, s.series_instance_uid, s.calling_ae, s.last_tick, p.step, t.ended_tick"
+        " FROM series s JOIN performed_series p ON p.series_instance_uid=s.series_instance_uid"
+        f" JOIN performed_step t ON t.id=p.step WHERE s.state='{SeriesState.OPEN}'"
+        f" AND t.state='{StepState.COMPLETED}' ORDER BY s.last_tick"
+    )
+    by_series: defaultdict[int, list[sqlite3.Row]] = defaultdict(list)
+    for row in rows:
+        by_series[row["id"]].append(row)
+    waiting = [series for series, what in stated(journal).items() if what is Stated.MISSING and series in by_series]
+    found = [_awaited(journal, by_series[series]) for series in waiting[:MAX_AWAITED]]
+    return sorted(found, key=lambda one: one.since_tick)
+
+
+def _awaited(journal: Journal, said: Sequence[sqlite3.Row]) -> Awaited:
+    series, named = said[0], _named(journal, said)
+    return Awaited(
+        study_instance_uid=series["study_instance_uid"],
+        series_instance_uid=series["series_instance_uid"],
+        calling_ae=series["calling_ae"],
+        named=len(named),
+        missing=len(named - _arrived(journal, series)),
+        since_tick=max(series["last_tick"], *(row["ended_tick"] for row in said)),
+    )
 
 
 def _tell(tx: Transaction, studies: Sequence[str], state: StepState, **detail: object) -> None:

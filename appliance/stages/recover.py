@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.dimse.header import Part10, part10, read_header, walk_to_end
-from appliance.disk import SHORTAGE
+from appliance.disk import SHORTAGE, forget_pages
 from appliance.errors import StoreFailed
 from appliance.file_head import read_file_head, read_seal
 from appliance.journal import inbox, intake, results
@@ -40,6 +40,7 @@ class Recovery:
     routes: Routes
     result_routes: RestoredRoutes
     progress: Callable[[int, int], None]  #: files done, files in all
+    ask_the_disk: bool = False  #: a write or sync has failed: what memory has of a file may not be what the disk has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ def recover(recovery: Recovery) -> Recovered:
     repeats = 0
     for start in range(0, len(files), BATCH):
         chunk = files[start : start + BATCH]
-        arrivals = _whole(recovery.received, chunk, quarantined)
+        arrivals = _whole(recovery, chunk, quarantined)
         recorded = inbox.record(recovery.journal, arrivals, recovery.routes)
         for arrival, fate in zip(arrivals, recorded, strict=True):
             if fate.redundant:
@@ -101,12 +102,14 @@ def recover(recovery: Recovery) -> Recovered:
     )
 
 
-def _whole(spool: Spool, files: Sequence[str], quarantined: list[str]) -> list[Arrival]:
-    arrivals = []
+def _whole(recovery: Recovery, files: Sequence[str], quarantined: list[str]) -> list[Arrival]:
+    arrivals, spool = [], recovery.received
     for file in files:
         try:
             if not spool.path(file).stat().st_size:
                 continue  # made ahead, and not begun: receive's next start sweeps it
+            if recovery.ask_the_disk:
+                forget_pages(spool.path(file))
             arrivals.append(_arrival(spool, file))
         except (ValueError, OSError) as error:
             _put_aside(spool, file, error, quarantined)
@@ -166,6 +169,8 @@ def _restored(recovery: Recovery, file: str, quarantined: list[str]) -> Restored
     """What a result's file tells; None: it is not whole, and was put aside."""
     path = recovery.results.path(file)
     try:
+        if recovery.ask_the_disk:
+            forget_pages(path)
         stored, digest = _checked(path)
         story = json.loads(read_file_head(path).private)
         result = Result(

@@ -10,10 +10,11 @@ import pynetdicom
 import pytest
 from pydicom import dcmread
 
+from appliance.dimse.acceptor import MADE_ROOM
 from appliance.dimse.admission import WAITING_SLOTS, Hold, Peer, Policy, Slots
 from appliance.dimse.association import Rejection
 from appliance.dimse.command import Command, encode
-from appliance.dimse.pdu import PduType, encode_abort, encode_p_data, encode_release_rq
+from appliance.dimse.pdu import Control, PduType, encode_abort, encode_p_data, encode_release_rq
 from appliance.errors import DataSetRefused, OutOfResources, StoreFailed
 from tests.journals import CT_IMAGE, SERIES
 from tests.keeping import Memory, Server, echo
@@ -247,6 +248,79 @@ def test_whoever_connects_and_says_nothing_takes_no_slot_not_even_at_the_scanner
         assert silent[0].is_closed()
         for one in silent:
             one.socket.close()
+
+
+@pytest.mark.promise("P9")
+def test_what_a_scanner_left_open_makes_room_for_what_it_opens_anew() -> None:
+    """After its power went, say: the oldest at rest goes, nothing that is under way does."""
+    memory, witness = Memory(), Witness()
+    with listening(memory, witness, limits(associations_per_peer=3, spare_s=0.2)) as there:
+        server = Server(memory, witness, there)
+        with server.client() as busy, server.client() as second, server.client() as third:
+            message = store_message(1)
+            busy.send(message[:500])  # in the middle of a message, and for longer than both
+            eventually(lambda: memory.open)
+            resting = there.acceptor._slots._resting
+            assert third.store(3).status == 0
+            eventually(lambda: list(resting) == [2, 3], what="it has heard its answer, and is at rest")
+            assert second.store(2).status == 0  # so that the third has been at rest for longest
+            with Client(there.port) as early:
+                assert isinstance(early.associate(), Rejection), "not before they have been at rest for some time"
+            assert eventually(lambda: associates(server), what="there is room")
+            ended = third.event()
+            assert isinstance(ended, Control)
+            assert (ended.type, bytes(ended.body[2:])) == (PduType.ABORT, b"\x02\x00")  # by the service provider
+            assert third.is_closed()
+            busy.send(message[500:])
+            assert busy.response().status == 0
+            assert second.store(4).status == 0
+    assert [reason for reason, *_ in witness.ends if "at rest" in reason] == [MADE_ROOM]
+    assert set(memory.kept) == {f"{SERIES}.{number}" for number in range(1, 5)}
+
+
+def associates(server: Server) -> bool:
+    """One more comes in, and goes again."""
+    with Client(server.port) as client:
+        if isinstance(client.associate(), Rejection):
+            return False
+        client.release()
+        return True
+
+
+@pytest.mark.promise("P9")
+def test_nobody_makes_room_for_another_device() -> None:
+    """Not at the same address, either, and not where the slot would not be the newcomer's."""
+    witness, other = Witness(), replace(CT01, ae_title="CT02")
+    with listening(Memory(), witness, limits(associations_per_peer=1, spare_s=0.01), peers=(CT01, other)) as there:
+        server = Server(Memory(), witness, there)
+        with server.client() as first, Client(there.port) as second:
+            eventually(lambda: there.acceptor._slots._at_rest("127.0.0.1", "CT01"))
+            answer = second.associate("CT02")
+            assert isinstance(answer, Rejection)
+            assert answer.is_transient
+            first.release()
+
+
+def test_what_makes_room_must_make_enough() -> None:
+    kept = replace(CT01, ae_title="CT02", network=ip_network("192.0.2.9/32"), slots=2)
+    mine = replace(CT01, network=ip_network("192.0.2.1/32"), slots=0)
+    policy = Policy(ae_title="SCANSIDE", any_called_ae=False, peers=[mine, kept], accepts=bool)
+    slots = Slots(limits(associations=3, spare_s=0.0), policy)
+    for number in (1, 2, 3):
+        slots.arrive(number, "192.0.2.1")
+    assert [slots.settle(1, "CT01"), slots.settle(2, "CT01")] == [True, False]
+    assert slots.take_over(2, "CT01") is None  # the one there is has never been at rest
+    slots.rest(1)
+    slots._limits = replace(slots._limits, associations=2)
+    assert slots.take_over(2, "CT01") is None  # those that are left are another's
+    slots._limits = replace(slots._limits, associations=3)
+    assert slots.take_over(2, "CT01") == 1
+    assert [slots.stir(1), slots.stir(2)] == [False, True]
+    slots.rest(1)  # it has not noticed yet
+    assert slots.take_over(3, "CT01") is None
+    slots.give_back(1)
+    slots.give_back(2)
+    assert slots.settle(3, "CT01")
 
 
 def test_of_those_that_wait_the_oldest_of_the_address_that_has_most_goes() -> None:

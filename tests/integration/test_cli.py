@@ -5,8 +5,8 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,22 @@ import pytest
 import typer
 
 from appliance.cli import COMMANDS, Commands, app, main, queue
+from appliance.cli.situation import AWAITED_MS, attentions, look
+from appliance.cli.tables import Output
 from appliance.config import load
 from appliance.daemon import sole_owner
 from appliance.dimse.small_pacs import ScriptedPacs
 from appliance.file_head import file_head
-from appliance.journal import inbox, outbox
+from appliance.journal import inbox, outbox, performed
 from appliance.journal.commitments import Answer, Asked, ask
 from appliance.journal.identity import AlarmEvent, raise_alarm
 from appliance.journal.store import Journal
-from appliance.model import Owed, Urgency
+from appliance.model import Delivery, Owed, PerformedSeries, Urgency
 from appliance.routing import UNROUTED
-from appliance.states import Event
+from appliance.states import DeliveryState, Event, StepState
 from appliance.wakeup import Bell
 from tests.certificates import Authority
-from tests.journals import CT_IMAGE, EXPLICIT, SERIES, STUDY, arrival, events, open_journal
+from tests.journals import CT_IMAGE, EXPLICIT, SERIES, STUDY, arrival, events, open_journal, receive
 from tests.scanner import data_set, part10
 
 CONFIG = """\
@@ -338,6 +340,31 @@ def test_a_latched_store_and_a_full_disk_are_told_first(run: Run, site: Site) ->
     assert any("the reserve is" in line for line in lines)
 
 
+@pytest.mark.promise("P6")
+def test_a_series_that_waits_for_what_its_scanner_named_is_told(run: Run, site: Site) -> None:
+    journal = site.journal()
+    receive(journal, arrival(1), arrival(2))
+    performed.create(journal, "1.9", "CT01", [STUDY])
+    named = PerformedSeries(
+        series_instance_uid=SERIES, sop_instance_uids=tuple(f"{SERIES}.{number}" for number in (1, 3, 4, 5))
+    )
+    performed.update(journal, "1.9", "CT01", performed.Change(state=StepState.COMPLETED, series=(named,)))
+    words = f"CT01 named 4 images of series {SERIES}, of which 3 have not come: waiting for"
+    now = look(load(site.config))
+    assert now.journal is not None
+    for waited_ms, needs in [(AWAITED_MS - 1, []), (AWAITED_MS, [words])]:
+        (one,) = now.journal.awaited
+        later = replace(now, journal=replace(now.journal, tick=one.since_tick + waited_ms))
+        told = [need.what[: len(words)] for need in attentions(load(site.config), later)]
+        assert [what for what in told if "named" in what] == needs
+    assert words in run("status", "--config", site.config).out
+    (one,) = run("status", "--config", site.config, "--json").document["journal"]["awaited"]
+    assert (one["series_instance_uid"], one["named"], one["missing"]) == (SERIES, 4, 3)
+    receive(journal, *(arrival(number) for number in (3, 4, 5)))
+    journal.close()
+    assert run("status", "--config", site.config, "--json").document["journal"]["awaited"] == []
+
+
 def test_a_broken_journal_is_no_traceback(run: Run, site: Site) -> None:
     (site.folder / "var" / "journal.sqlite").write_text("no database" * 100)
     told = run("status", "--config", site.config)
@@ -399,7 +426,8 @@ def test_requeue_one_and_the_rest(run: Run, site: Site) -> None:
     forward = Bell(site.folder / "var" / "run", "forward")
     try:
         assert run("requeue", 2, "--config", site.config, "--by", "R. Okafor").code == 0
-        assert run("requeue", "--all", "--config", site.config, "--json").document == {"queued": [1, 3], "left": []}
+        told = run("requeue", "--all", "--config", site.config, "--json")
+        assert told.document == {"queued": [1, 3], "left": [], "stopped": ""}
         assert list((site.folder / "var" / "run").glob("cli-*")) == []
     finally:
         forward.close()
@@ -463,6 +491,45 @@ def test_who_decides_is_the_person_behind_sudo(run: Run, site: Site, monkeypatch
     assert run("abandon", 1, "--reason", "x", "--config", site.config, "--json").document["by"] == "okafor"
 
 
+@pytest.mark.promise("P1")
+def test_nothing_is_changed_while_the_disk_is_not_to_be_trusted(run: Run, site: Site) -> None:
+    site.hold(1, 2, owed=TO_PACS)
+    site.refuse("0xA900 no")
+    latch = site.folder / "var" / "spool" / "latched"
+    latch.write_text("cannot sync 000000001.dcm: Input/output error")
+    before = (site.folder / "var" / "journal.sqlite").read_bytes()
+    for command in (("requeue", 1), ("requeue", "--all"), ("abandon", 1, "--reason", "not wanted")):
+        told = run(*command, "--config", site.config)
+        assert (told.code, told.out) == (1, "")
+        assert "nothing was changed: writing to the disk failed (cannot sync 000000001.dcm: Input/output" in told.err
+    assert (site.folder / "var" / "journal.sqlite").read_bytes() == before
+    assert len(run("deliveries", "--config", site.config, "--json").document["deliveries"]) == 2, "to look is no change"
+    latch.unlink()
+    assert run("requeue", "--all", "--config", site.config, "--json").document["queued"] == [1, 2]
+
+
+@pytest.mark.promise("P1")
+def test_requeue_stops_where_the_disk_fails_on_the_way(run: Run, site: Site) -> None:
+    """As far as it came it is said; the rest is held as before."""
+    site.hold(1, 2, 3, owed=TO_PACS)
+    site.refuse("0xA900 no")
+    latch, loaded = site.folder / "var" / "spool" / "latched", load(site.config)
+    journal = site.journal()
+    first, *rest = outbox.list_deliveries(journal, DeliveryState.HELD, 10)
+
+    def pages() -> Iterator[Sequence[Delivery]]:
+        yield [first]
+        latch.write_text("cannot sync")
+        yield rest
+
+    done = queue._requeue(queue._Desk(loaded, journal, "R. Okafor"), pages(), 3, Output(as_json=True))
+    journal.close()
+    assert (done.queued, done.left) == ([1], {})
+    assert "cannot sync" in done.stopped
+    latch.unlink()
+    assert run("requeue", "--all", "--config", site.config, "--json").document["queued"] == [2, 3]
+
+
 # Recover.
 
 
@@ -478,6 +545,33 @@ def test_recover_makes_a_new_journal_and_owes_everything_again(run: Run, site: S
     journal = site.journal()
     assert len(outbox.next_queued(journal, "pacs", 10)) == 2
     journal.close()
+
+
+def test_recover_says_who_must_ask_again(run: Run, site: Site) -> None:
+    """Requests for commitment that were not reported went with the journal."""
+    site.hold(1, owed=TO_PACS)
+    assert run("recover", "--yes", "--config", site.config, "--json").document["must_ask_again"] == []
+    peer = "{ae_title: CT01, address: 192.0.2.1, commitment: custody, reports_to: '192.0.2.1:104'}"
+    site.config.write_text(site.config.read_text() + f"receive: {{peers: [{peer}]}}\n")
+    told = run("recover", "--yes", "--config", site.config)
+    assert "Ask again at CT01" in told.out
+    assert run("recover", "--yes", "--config", site.config, "--json").document["must_ask_again"] == ["CT01"]
+    assert "it must ask again" in " ".join(run("recover", "--help").out.split())
+
+
+@pytest.mark.promise("P1")
+def test_recover_proves_a_disk_that_failed_before_it_believes_it(run: Run, site: Site) -> None:
+    site.hold(1, owed=TO_PACS)
+    latch, probe = (site.folder / "var" / "spool" / name for name in ("latched", "probe"))
+    latch.write_text("cannot sync")
+    probe.mkdir()  # in its way, as a disk that takes nothing is
+    told = run("recover", "--yes", "--config", site.config)
+    assert (told.code, "the probe write failed" in told.err) == (1, True)
+    assert latch.exists()
+    assert not list((site.folder / "var").glob("*aside*"))
+    probe.rmdir()
+    told = run("recover", "--yes", "--config", site.config, "--json")
+    assert (told.code, told.document["instances"], latch.exists()) == (0, 1, False)
 
 
 def test_recover_asks_and_never_beside_an_appliance(run: Run, site: Site) -> None:

@@ -13,11 +13,14 @@ import pytest
 import yaml
 
 from appliance.config import Config
+from appliance.disk import forget_pages
 from appliance.errors import StoreFailed
 from appliance.journal.store import Journal
+from appliance.latch import MEMORY
 from appliance.wiring.common import EX_LATCHED, EX_OK, latching, open_spool
 from tests.journals import TO_PACS, arrival, receive
 from tests.scanner import part10
+from tests.small_disks import ext4, memory, needs_root, run
 from tests.sweeping import Call, Station
 from tests.tracing import STRACE, environment
 from tests.waiting import eventually
@@ -170,3 +173,118 @@ def test_a_disk_that_fails_again_while_it_is_proved_is_proved_again(tmp_path: Pa
     assert run.exit_code == EX_OK
     assert station.log().count("still_latched") == 1
     assert station.faults({1, 2}) == []
+
+
+# Where the disk takes not even the latch
+
+
+@pytest.fixture
+def marks() -> Iterator[set[Path]]:
+    """What a test leaves in memory goes with it."""
+    before = set(MEMORY.glob("scanside-*"))
+    yield before
+    for one in set(MEMORY.glob("scanside-*")) - before:
+        one.unlink()
+
+
+@pytest.mark.promise("P1")
+def test_a_disk_that_is_read_only_by_now_is_latched_for_all_the_same(tmp_path: Path, marks: set[Path]) -> None:
+    with memory(tmp_path / "disk", 8, 200):
+        spool = open_spool(Config(state=tmp_path / "disk"), "received")
+        run("mount", "-o", "remount,ro", tmp_path / "disk")
+        spool.latch(REASON)
+        assert not (spool.root / "latched").exists()
+        code = (
+            "import sys; from pathlib import Path; from appliance.latch import latched; print(latched(Path('spool')))"
+        )
+        said = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path / "disk", env=environment())
+        assert said.decode().strip() == REASON
+        with pytest.raises(StoreFailed, match="Read-only"):
+            spool.prove(spool.latched_at())
+        assert spool.latched() == REASON
+        run("mount", "-o", "remount,rw", tmp_path / "disk")
+        spool.prove(spool.latched_at())
+        assert spool.latched() == ""
+    assert set(MEMORY.glob("scanside-*")) == marks
+
+
+@pytest.mark.promise("P1")
+def test_the_next_start_proves_the_disk_where_the_latch_could_not_be_written(box: Box, marks: set[Path]) -> None:
+    assert STRACE is not None
+    box.latch.symlink_to("/nowhere/latched")  # cannot be written, whoever tries
+    wal = str(box.state / "journal.sqlite-wal")
+    inject = ["-e", "trace=fdatasync,pwrite64", "-e", "inject=fdatasync,pwrite64:error=EIO", "-P", wal]
+    with box.process("analyse") as other:
+        eventually(lambda: box.said("analysing"), 20.0, "it is at work")
+        with box.process("forward", STRACE, "-f", "--seccomp-bpf", "-qq", "-o", os.devnull, *inject) as failing:
+            assert failing.wait(30.0) not in (EX_OK, None)
+        assert other.wait(20.0) == EX_LATCHED
+    assert "disk I/O error" in box.spool.latched()
+    with box.process("forward") as waiting, box.process("receive") as receive:
+        eventually(lambda: box.said("healed"), 20.0, "the disk is proved")
+        eventually(lambda: box.delivered() == 1, 20.0, "what is owed is delivered")
+        for process in (waiting, receive):
+            process.terminate()
+            assert process.wait(20.0) == EX_OK
+    assert [line["event"] for line in box.lines() if line["event"] in ("latched", "healed")][-1] == "healed"
+    assert set(MEMORY.glob("scanside-*")) == marks
+
+
+@pytest.mark.promise("P9")
+def test_a_mark_that_a_stranger_made_is_not_believed(tmp_path: Path, marks: set[Path]) -> None:
+    needs_root()
+    spool = open_spool(Config(state=tmp_path), "received")
+    (spool.root / "latched").symlink_to("/nowhere/latched")
+    spool.latch(REASON)
+    (mark,) = set(MEMORY.glob("scanside-*")) - marks
+    os.chown(mark, 12345, 12345, follow_symlinks=False)
+    assert spool.latched() == ""
+    spool.prove(spool.latched_at())
+    assert mark.is_symlink()
+
+
+@pytest.mark.promise("P1")
+def test_a_mark_is_as_good_as_a_latch(tmp_path: Path, marks: set[Path]) -> None:
+    """One that is set while the disk is proved stays; who dies while it is lifted has proved nothing."""
+    spool = open_spool(Config(state=tmp_path), "received")
+    (spool.root / "latched").symlink_to("/nowhere/latched")
+    spool.latch("")
+    begun = spool.latched_at()
+    spool.latch("again, and\nagain " + "x" * 5000)
+    assert begun != spool.latched_at()
+    with pytest.raises(StoreFailed, match="meanwhile a write failed again: again, and again"):
+        spool.prove(begun)
+    (mark,) = set(MEMORY.glob("scanside-*")) - marks
+    mark.rename(mark.with_name(mark.name.replace("latched", "lifted")))  # as far as it came
+    again = open_spool(Config(state=tmp_path), "received")
+    assert again.latched().startswith("again, and again")
+    again.prove(again.latched_at())
+    assert open_spool(Config(state=tmp_path), "received").latched() == ""
+
+
+@pytest.mark.promise("P1")
+def test_after_a_failed_sync_recover_asks_the_disk_and_not_memory(tmp_path: Path) -> None:
+    """What memory has of a file may be what the disk never got."""
+    with ext4(tmp_path / "disk", 16):
+        file = part10(tmp_path / "disk", 1, bytes(1_000_000))
+        assert pages_in_memory(file) > 200
+        forget_pages(file)
+        assert pages_in_memory(file) == 0
+        spool = open_spool(Config(state=tmp_path / "disk" / "var"), "received")
+        folder = spool.path("received/000000")
+        folder.mkdir()
+        file.rename(folder / "000000000.dcm")
+        spool.latch(REASON)
+        calls = tmp_path / "calls"
+        config = tmp_path / "disk" / "scanside.yaml"
+        config.write_text("state: ./var\nengines_dir: ./engines\nengines: []\n")
+        assert STRACE is not None
+        trace = [STRACE, "-f", "-qq", "-y", "-o", str(calls), "-e", "trace=fadvise64"]
+        recover = [sys.executable, "-m", "appliance", "recover", "--yes", "--config", str(config), "--json"]
+        said = subprocess.check_output([*trace, *recover], env=environment())
+    assert json.loads(said)["instances"] == 1
+    assert "000000000.dcm>, 0, 0, POSIX_FADV_DONTNEED" in calls.read_text()
+
+
+def pages_in_memory(file: Path) -> int:
+    return int(subprocess.check_output(["fincore", "--noheadings", "--output", "PAGES", str(file)]))

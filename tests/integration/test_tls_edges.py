@@ -5,12 +5,13 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from appliance.dimse.acceptor import MADE_ROOM
 from appliance.dimse.association import AssociateAccept, Rejection
 from appliance.dimse.header import part10 as read_part10
 from appliance.dimse.requestor import VERIFICATION_PAIR, connect
@@ -64,6 +65,18 @@ def test_a_handshake_has_no_more_time_than_a_request(papers: Papers) -> None:
         ]
         associates(server, papers)
     assert descriptors() <= before
+
+
+@pytest.mark.promise("P9")
+def test_who_is_at_rest_makes_room_by_tls_too(papers: Papers) -> None:
+    with secure(TlsGuard(files(papers)), associations_per_peer=1, spare_s=0.1) as server:
+        with TlsClient(server.port, client_context(papers, papers.ct01)) as old:
+            assert isinstance(old.associate(), AssociateAccept)
+            eventually(lambda: server.listening.acceptor._slots._at_rest("127.0.0.1", "CT01"))
+            associates(server, papers)
+            with suppress(OSError):
+                assert old.tls.recv(10)[:1] in (b"\x07", b""), "an A-ABORT, where it can still be said"
+        eventually(lambda: sorted(reason for reason, *_ in server.witness.ends) == [MADE_ROOM, "released"])
 
 
 @pytest.mark.promise("P9")

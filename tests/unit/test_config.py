@@ -453,7 +453,7 @@ def test_addresses(tmp_path: Path, address: str, reason: str) -> None:
         ({"takes": "\n      -image"}, "7: destinations[0].takes: must be a list: put a space after each '-'"),
         ({"takes": "[]"}, "7: destinations[0].takes: the list is empty: name at least one of image, sr, sc"),
         ({"takes": "-"}, "2: destinations[0].takes: missing; needed is: list of what it gets"),
-        ({"proof": "commit"}, "8: destinations[0].proof: 'commit' is not one of store, commitment; did you mean"),
+        ({"proof": "commit"}, "8: destinations[0].proof: 'commit' is not one of store, commitment, find; did you mean"),
         ({"when": "{priority: [stat]}"}, "8: destinations[0].when.priority[0]: 'stat' is not one of routine, urgent"),
         ({"when": "{sop_class: [CT]}"}, "8: destinations[0].when.sop_class[0]: 'CT' is no UID"),
         ({"keep_h": "1d"}, "8: destinations[0].keep_h: '1d' is no number: leave the unit out, write 1"),
@@ -468,6 +468,7 @@ def test_destinations(tmp_path: Path, options: dict[str, str], expected: str) ->
     [
         ({}, "2: destinations[0].path: missing; needed is: folder to write into (kind folder)"),
         ({"path": "out", "proof": "commitment"}, "6: destinations[0].proof: a folder cannot answer for what it keeps"),
+        ({"path": "out", "proof": "find"}, "6: destinations[0].proof: a folder cannot answer for what it keeps"),
         ({"path": "out", "port": "104"}, "4: destinations[0].port: not used by this kind of destination (TCP port"),
         ({"path": "var"}, "where we keep our own files"),
         ({"path": "var/spool/out"}, "where we keep our own files"),
@@ -517,7 +518,7 @@ def test_folders(tmp_path: Path, options: dict[str, str], expected: str) -> None
         ),
         (
             peer("CT01") + ASKS + peer("CT01", "192.0.2.11")[18:],
-            "7: receive.peers[1].ae_title: 'CT01' stands twice, with other commitment or reports_to",
+            "7: receive.peers[1].ae_title: 'CT01' stands twice, with other commitment, reports_to or reports_tls",
         ),
         (
             peer("CT01") + ASKS.replace("ct:104", "127.0.0.1:11112"),

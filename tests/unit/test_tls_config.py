@@ -147,6 +147,62 @@ def test_a_destinations_certificate_and_key_go_together(tmp_path: Path) -> None:
     assert "not used by this kind of destination" in errors_of(tmp_path, folder)[0]
 
 
+REPORTS = """\
+receive:
+  peers:
+    - ae_title: CT01
+      address: 192.0.2.10
+      commitment: custody
+      reports_to: 192.0.2.10:2762
+      reports_tls:
+        ca: ca.pem
+        certificate: box.pem
+        key: box.key
+"""
+
+
+def test_reports_may_go_by_tls(tmp_path: Path) -> None:
+    (peer,) = config.load(write(tmp_path, REPORTS)).receive.peers
+    assert peer.reports_tls == config.OutboundTls(
+        ca=Source("ca.pem", tmp_path / "ca.pem"),
+        certificate=Source("box.pem", tmp_path / "box.pem"),
+        key=Source("box.key", tmp_path / "box.key"),
+        server_name=None,
+        minimum_version="TLSv1.2",
+    )
+
+
+@pytest.mark.promise("P9")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            REPORTS.replace("        ca: ca.pem\n", ""),
+            "7: receive.peers[0].reports_tls.ca: missing; needed is: PEM file",
+        ),
+        (REPORTS.replace("        key: box.key\n", ""), "9: receive.peers[0].reports_tls.certificate: needs 'key'"),
+        (
+            REPORTS.replace("      commitment: custody\n      reports_to: 192.0.2.10:2762\n", ""),
+            "5: receive.peers[0].reports_tls: there is no 'reports_to' it could be about",
+        ),
+        (
+            REPORTS + REPORTS.split("peers:\n")[1].replace(".10", ".11", 1).replace("ca.pem", "other.pem"),
+            "11: receive.peers[1].ae_title: 'CT01' stands twice, with other commitment, reports_to or reports_tls",
+        ),
+        (REPORTS + "        minimum_version: TLSv1.0\n", "11: receive.peers[0].reports_tls.minimum_version: 'TLSv1.0'"),
+        (
+            REPORTS + "        server_name: '*.trust.example'\n",
+            "11: receive.peers[0].reports_tls.server_name: '*.trust",
+        ),
+        (REPORTS.replace("ca.pem", f'"{PEM}"'), "8: receive.peers[0].reports_tls.ca: a certificate or key itself"),
+    ],
+)
+def test_what_cannot_work_of_it(tmp_path: Path, text: str, expected: str) -> None:
+    messages = errors_of(tmp_path, text)
+    assert len(messages) == 1, messages
+    assert messages[0].startswith(expected)
+
+
 # Into the files
 
 
@@ -244,6 +300,13 @@ def test_a_destinations_files_are_looked_at_too(site: Path) -> None:
     pacs = "destinations:\n  - {name: p, kind: dimse, host: pacs, port: 2762, called_ae: PACS, takes: [image],\n"
     write(site, pacs + "     tls: {ca: nowhere.pem}}\n")
     assert complaints(site) == ["3: destinations[0].tls.ca: nowhere.pem cannot be read: No such file or directory"]
+
+
+def test_the_files_of_reports_are_looked_at_too(site: Path) -> None:
+    write(site, REPORTS)
+    assert remarks(site) == []
+    (site / "ca.pem").unlink()
+    assert complaints(site) == ["8: receive.peers[0].reports_tls.ca: ca.pem cannot be read: No such file or directory"]
 
 
 def test_when_a_certificate_holds(papers: dict[str, Paper]) -> None:
