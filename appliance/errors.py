@@ -67,6 +67,10 @@ class TransientDeliveryError(DeliveryError):
     """May succeed later by itself: try again, backed off, for ever."""
 
 
+class AnswerLate(TransientDeliveryError):
+    """All was sent, and no answer came in time: the destination may have taken it."""
+
+
 class ObjectRefused(DeliveryError):
     """The destination will not take this object, however often it is sent: hold it."""
 

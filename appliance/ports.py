@@ -8,7 +8,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.model import CommitmentReport
+from appliance.model import CommitmentAnswer, CommitmentReport, Reference
 
 Array = NDArray[np.generic]
 
@@ -26,6 +26,17 @@ class Outgoing(Protocol):
     def size(self) -> int: ...
 
 
+#: Called before each piece of an object: waits until it may be sent, and says how many bytes at most.
+#: Raises TransientDeliveryError where the object shall not be sent to its end now.
+Turn = Callable[[], int]
+LONGEST_PIECE = 1 << 20
+
+
+def at_once() -> int:
+    """A Turn that never waits."""
+    return LONGEST_PIECE
+
+
 class Session(Protocol):
     """An open way to a destination (an association, say). Used by one thread; leaving the `with` closes it."""
 
@@ -34,7 +45,7 @@ class Session(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def send(self, item: Outgoing, path: Path) -> str:
+    def send(self, item: Outgoing, path: Path, turn: Turn = at_once) -> str:
         """Send one stored Part 10 file, unchanged. Returns "" or the text of a warning status.
 
         Raises TransientDeliveryError (the session is unusable after it unless `alive`), ObjectRefused (this item only,
@@ -45,6 +56,16 @@ class Session(Protocol):
 
     @property
     def alive(self) -> bool: ...
+
+    @property
+    def bytes_s(self) -> float:
+        """The goodput while something is under way; 0: not known."""
+        ...
+
+    @property
+    def round_trip_s(self) -> float:
+        """The least that was seen; 0: not known, or none."""
+        ...
 
 
 class Destination(Protocol):
@@ -67,6 +88,63 @@ class ReportTaker(Protocol):
 
         Raises DeliveryError. May be called again with the same report: telling is at least once.
         """
+        ...
+
+
+class CommitmentSession(Protocol):
+    """An open way to ask a destination for storage commitment. Used by one thread; leaving the `with` closes it.
+
+    `hear` notes a report that comes this way, durably; it raises DataSetRefused or OutOfResources where it cannot.
+    """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def request(
+        self, transaction_uid: str, asked: Sequence[Reference], hear: Callable[[CommitmentAnswer], None]
+    ) -> int:
+        """Ask; returns the status of the answer, 0 where a report is promised.
+
+        Raises TransientDeliveryError: it may have been asked, or not.
+        """
+        ...
+
+    def listen(self, within_s: float, hear: Callable[[CommitmentAnswer], None]) -> bool:
+        """Wait so long for one report; whether another may still come. Raises TransientDeliveryError."""
+        ...
+
+
+class Committer(Protocol):
+    """A destination that is asked whether it answers for what it got. Knows no journal."""
+
+    def open(self) -> CommitmentSession:
+        """Raises TransientDeliveryError, and DestinationRefused where it does not do that for us."""
+        ...
+
+
+class CatalogueSession(Protocol):
+    """An open way to ask what a destination has. Used by one thread; leaving the `with` closes it."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    def instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
+        """SOP Instance UIDs it shows of a series. Raises TransientDeliveryError; `alive` says whether to go on."""
+        ...
+
+
+class Catalogue(Protocol):
+    """A destination that can be asked what it has. Knows no journal."""
+
+    def open(self) -> CatalogueSession:
+        """Raises TransientDeliveryError, and DestinationRefused where it does not answer us."""
         ...
 
 

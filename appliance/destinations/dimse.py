@@ -1,17 +1,22 @@
 """A DICOM node as a destination: C-STORE, and what each answer means for a delivery."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from appliance.dimse.association import MAX_CONTEXTS
 from appliance.dimse.header import part10
-from appliance.dimse.requestor import VERIFICATION_PAIR, Pair, RequestedAssociation, connect, unreadable
+from appliance.dimse.pieces import unreadable
+from appliance.dimse.requestor import VERIFICATION_PAIR, Pair, RequestedAssociation, connect
 from appliance.dimse.wire import Target
-from appliance.errors import DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
-from appliance.ports import Outgoing
+from appliance.errors import AnswerLate, DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
+from appliance.ports import Outgoing, Turn, at_once
+
+
+MOST_PATIENCE_S = 900.0  # for an answer, of a destination that was late again and again
+FORGETTING = 0.99  # of it after each answer in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ class DimseNode:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._once_taken: set[Pair] = set()
+        self._patience_s = target.timeout_s
 
     def open(self, items: Sequence[Outgoing]) -> "DimseSession":
         """Propose what the items need, as far as MAX_CONTEXTS go; the first items count most. And Verification: a node
@@ -71,12 +77,20 @@ class DimseNode:
         """
         pairs = list(dict.fromkeys((item.sop_class_uid, item.transfer_syntax_uid) for item in items))
         proposed = frozenset(pairs[: MAX_CONTEXTS - 1])
-        association = connect(self._target, [*pairs[: MAX_CONTEXTS - 1], VERIFICATION_PAIR])
+        target = replace(self._target, answer_s=self._patience_s)
+        association = connect(target, [*pairs[: MAX_CONTEXTS - 1], VERIFICATION_PAIR])
         if self._takes_nothing_now(proposed, association.taken):
             association.release()
             raise DestinationRefused("no presentation context was accepted")
         self._once_taken |= proposed & association.taken
-        return DimseSession(association, proposed)
+        return DimseSession(association, proposed, self._answered)
+
+    def _answered(self, *, late: bool) -> None:
+        """One that answers late is given longer from the next association on: else all would be sent for ever."""
+        if late:
+            self._patience_s = max(self._target.timeout_s, min(2 * self._patience_s, MOST_PATIENCE_S))
+        else:
+            self._patience_s = max(self._target.timeout_s, self._patience_s * FORGETTING)
 
     def _takes_nothing_now(self, proposed: frozenset[Pair], taken: frozenset[Pair]) -> bool:
         """Whether a refusal says something of the node; what it never took while it takes others is the object's."""
@@ -94,9 +108,13 @@ class DimseNode:
 class DimseSession:
     """A ports.Session: one association."""
 
-    def __init__(self, association: RequestedAssociation, proposed: frozenset[Pair]) -> None:
+    def __init__(
+        self, association: RequestedAssociation, proposed: frozenset[Pair], answered: Callable[..., None]
+    ) -> None:
+        """`answered` is told whether an answer to a C-STORE was `late`."""
         self._association = association
         self._proposed = proposed
+        self._answered = answered
 
     def __enter__(self) -> Self:
         return self
@@ -110,7 +128,15 @@ class DimseSession:
     def alive(self) -> bool:
         return self._association.alive
 
-    def send(self, item: Outgoing, path: Path) -> str:
+    @property
+    def bytes_s(self) -> float:
+        return self._association.bytes_s
+
+    @property
+    def round_trip_s(self) -> float:
+        return self._association.round_trip_s
+
+    def send(self, item: Outgoing, path: Path, turn: Turn = at_once) -> str:
         """See ports.Session. The peer's error comment stays out of the texts: it may name the patient (P10)."""
         if (item.sop_class_uid, item.transfer_syntax_uid) not in self._proposed:
             raise TransientDeliveryError("not proposed in this association")
@@ -121,7 +147,12 @@ class DimseSession:
         identity = (item.sop_class_uid, item.sop_instance_uid, item.transfer_syntax_uid)
         if identity != (stored.sop_class_uid, stored.sop_instance_uid, stored.transfer_syntax_uid):
             raise ObjectRefused("stored file holds another object")
-        status = self._association.store(stored).status
+        try:
+            status = self._association.store(stored, turn).status
+        except AnswerLate:
+            self._answered(late=True)
+            raise
+        self._answered(late=False)
         rule = judge(status)
         text = f"0x{status:04X} {rule.meaning}" if status else ""
         if rule.error is not None:

@@ -7,19 +7,18 @@ sending again changes nothing.
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from appliance.dimse.header import part10
-from appliance.dimse.requestor import unreadable
+from appliance.dimse.pieces import unreadable
 from appliance.disk import sync_folder
 from appliance.errors import DestinationRefused, TransientDeliveryError
-from appliance.ports import Outgoing
+from appliance.ports import Outgoing, Turn, at_once
 
-_CHUNK = 1 << 20
 _NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 
@@ -45,6 +44,7 @@ class FolderSession:
     """A ports.Session; holds nothing open."""
 
     alive = True
+    bytes_s = round_trip_s = 0.0
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,7 +57,7 @@ class FolderSession:
     ) -> None:
         return None
 
-    def send(self, item: Outgoing, path: Path) -> str:
+    def send(self, item: Outgoing, path: Path, turn: Turn = at_once) -> str:
         """Copy the Part 10 file, unchanged. Always returns ""."""
         try:
             offset = part10(path).data_set_offset
@@ -69,7 +69,8 @@ class FolderSession:
         try:
             with source:
                 digest = hashlib.sha256(f"{item.sop_instance_uid}\0{item.transfer_syntax_uid}\0".encode())
-                _copy(source, part, lambda at, piece: digest.update(piece[max(0, offset - at) :]))
+                pieces = iter(lambda: _read(source, turn()), b"")
+                _copy(pieces, part, lambda at, piece: digest.update(piece[max(0, offset - at) :]))
             part.rename(self._path / f"{digest.hexdigest()[:40]}.dcm")
             sync_folder(self._path)
         except OSError as error:
@@ -81,10 +82,10 @@ class FolderSession:
         return ""
 
 
-def _copy(source: BinaryIO, part: Path, seen: Callable[[int, bytes], None]) -> None:
+def _copy(pieces: Iterator[bytes], part: Path, seen: Callable[[int, bytes], None]) -> None:
     at = 0
     with part.open("wb") as target:
-        while piece := _read(source):
+        for piece in pieces:
             seen(at, piece)
             target.write(piece)
             at += len(piece)
@@ -92,8 +93,8 @@ def _copy(source: BinaryIO, part: Path, seen: Callable[[int, bytes], None]) -> N
         os.fsync(target.fileno())
 
 
-def _read(source: BinaryIO) -> bytes:
+def _read(source: BinaryIO, most: int) -> bytes:
     try:
-        return source.read(_CHUNK)
+        return source.read(most)
     except OSError as error:
         raise unreadable(error) from error

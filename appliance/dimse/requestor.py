@@ -6,7 +6,7 @@ of its own, so that what is accepted is what is stored. Serves the DIMSE destina
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,13 +32,12 @@ from appliance.dimse.pdu import (
     encode_abort,
     encode_release_rp,
     encode_release_rq,
-    p_data_header,
 )
-from appliance.dimse.sop_classes import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
-from appliance.dimse.wire import IOV, Target, Wire, words
-from appliance.disk import SHORTAGE
+from appliance.dimse.pieces import CHUNK, Pieces, unreadable
+from appliance.dimse.sop_classes import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
+from appliance.dimse.wire import Target, Wire
 from appliance.errors import (
-    DeliveryError,
+    AnswerLate,
     DestinationRefused,
     ObjectRefused,
     RemoteProtocolError,
@@ -46,7 +45,6 @@ from appliance.errors import (
     TransientDeliveryError,
 )
 
-CHUNK = 1 << 20
 RELEASE_S = 5.0
 
 _SMALLEST_PDU = 512  # no peer that means well takes less, and headers would outweigh the data
@@ -88,9 +86,9 @@ class RequestedAssociation:
         self._target, self._wire = target, wire
         self._accepted: dict[Pair, int] = {}
         self.roles: tuple[Role, ...] = ()  #: what the peer answered to the roles proposed
-        self._piece = 0  # bytes of data in a P-DATA PDU
+        self._piece = _SMALLEST_PDU  # bytes of data in a P-DATA PDU
+        self._cutter = Pieces(self._piece)
         self._messages = 0
-        self._buffer = memoryview(b"")
         self.alive = True
 
     def __enter__(self) -> Self:
@@ -103,6 +101,16 @@ class RequestedAssociation:
             self.release()
         else:
             self.abort()
+
+    @property
+    def bytes_s(self) -> float:
+        """The goodput while something is under way; 0: not known."""
+        return self._wire.meter.bytes_s
+
+    @property
+    def round_trip_s(self) -> float:
+        """The least that was seen; 0: not known."""
+        return self._wire.meter.round_trip_s
 
     @property
     def taken(self) -> frozenset[Pair]:
@@ -142,6 +150,7 @@ class RequestedAssociation:
                 if pair and context.result == ACCEPTED and context.transfer_syntax == pair[1]:
                     self._accepted[pair] = context.id
             self._piece = self._piece_size(accept.max_pdu)
+            self._cutter = Pieces(self._piece)
             self.roles = accept.roles
 
     def echo(self) -> Answer:
@@ -152,8 +161,8 @@ class RequestedAssociation:
             self._wire.send([dimse.encode(request, context_id)])
             return self._answer_to(request)
 
-    def store(self, item: Part10) -> Answer:
-        """C-STORE the data set of a Part 10 file, byte for byte.
+    def store(self, item: Part10, turn: Callable[[], int] = lambda: CHUNK) -> Answer:
+        """C-STORE the data set of a Part 10 file, byte for byte; `turn` is asked before each piece of it (ports.Turn).
 
         Raises TransientDeliveryError (the association is over), ObjectRefused where its context was not accepted, the
         file cannot be read, or the peer aborts at a data set of odd length. Any status is an answer, not an error.
@@ -167,10 +176,11 @@ class RequestedAssociation:
         try:
             with self._ends_on_error():
                 parts: list[bytes | memoryview] = [dimse.encode(request, context_id)]
-                for more in self._data_parts(fd, item, context_id):
+                for more in self._cutter.of(fd, item, context_id, lambda: min(turn(), self._wire.meter.piece)):
                     self._wire.send(parts + more)
+                    self._wire.meter.look()
                     parts = []
-                return self._answer_to(request)
+                return self._answer_to_store(request)
         except TransientDeliveryError as error:
             # PS3.5 section 7.1 has data sets even. Some peers take an odd one all the same; DCMTK aborts, every time.
             if item.size % 2 and isinstance(error.__cause__, RemoteProtocolError):
@@ -212,7 +222,7 @@ class RequestedAssociation:
             raise TransientDeliveryError(f"no progress within {self._target.timeout_s:g} s") from error
         except OSError as error:
             self._close()
-            lost = TransientDeliveryError(f"connection lost: {words(error)}")
+            lost = TransientDeliveryError(self._wire.loss(error))
             raise (self._wire.refusal(error) or lost) from error
         except RemoteProtocolError as error:
             self.abort()
@@ -239,49 +249,22 @@ class RequestedAssociation:
             raise RemoteProtocolError(f"the peer takes PDUs of {limit} bytes only")
         return (limit - PDV_OVERHEAD) & ~1  # fragments of a data set have even length
 
-    def _data_parts(self, fd: int, item: Part10, context_id: int) -> Iterator[list[bytes | memoryview]]:
-        """P-DATA PDUs of the data set, some per list; the views die when the next list is asked for.
-
-        A deflated stream of odd length gets the NUL that PS3.5 A.5 has follow it; else nothing is added.
-        """
-        pad = bytes(item.size % 2 if item.transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN else 0)
-        per_read = self._piece * max(1, min(CHUNK // self._piece, IOV // 3 - 1))
-        if len(self._buffer) < per_read:
-            self._buffer = memoryview(bytearray(per_read))
-        done = 0
-        while True:
-            chunk = self._buffer[: min(per_read, item.size - done)]
-            self._fill(chunk, fd, item.data_set_offset + done)
-            done += len(chunk)
-            parts: list[bytes | memoryview] = []
-            for at in range(0, len(chunk) or 1, self._piece):
-                piece = chunk[at : at + self._piece]
-                end = pad if (is_last := done == item.size and at + len(piece) == len(chunk)) else b""
-                size = len(piece) + len(end)
-                parts += [p_data_header(context_id, is_command=False, is_last=is_last, size=size), piece, end]
-            yield parts
-            if done == item.size:
-                return
-
-    @staticmethod
-    def _fill(chunk: memoryview, fd: int, offset: int) -> None:
-        while chunk:
-            try:
-                count = os.preadv(fd, [chunk], offset)
-            except OSError as error:
-                raise unreadable(error) from error
-            if not count:
-                raise ObjectRefused("stored file is shorter than it was")
-            chunk, offset = chunk[count:], offset + count
-
-    def _answer_to(self, request: Command) -> Answer:
-        answer = self._response(request)
+    def _answer_to(self, request: Command, deadline: float | None = None) -> Answer:
+        answer = self._response(request, deadline)
         if answer.has_data_set:
             raise RemoteProtocolError("a response to something else")
         return Answer(status=answer.status or 0, comment=answer.error_comment)
 
-    def _response(self, request: Command) -> Command:
-        deadline, collected = self._wire.deadline(), bytearray()
+    def _answer_to_store(self, request: Command) -> Answer:
+        patience_s = self._target.answer_s or self._target.timeout_s
+        try:
+            return self._answer_to(request, time.monotonic() + patience_s)
+        except TimeoutError as error:
+            raise AnswerLate(f"no answer within {patience_s:g} s") from error
+
+    def _response(self, request: Command, deadline: float | None = None) -> Command:
+        collected = bytearray()
+        deadline = self._wire.deadline() if deadline is None else deadline
         while True:
             event = self._wire.event(deadline)
             if isinstance(event, Control):
@@ -295,9 +278,3 @@ class RequestedAssociation:
         if answer.responded_to != request.message_id or answer.field != request.field | 0x8000:
             raise RemoteProtocolError("a response to something else")
         return answer
-
-
-def unreadable(error: OSError | ValueError) -> DeliveryError:
-    """What a stored file that cannot be read means for its delivery: a shortage of ours is not the object's fault."""
-    passes = isinstance(error, OSError) and error.errno in SHORTAGE
-    return (TransientDeliveryError if passes else ObjectRefused)(f"stored file cannot be read: {words(error)}")

@@ -54,6 +54,7 @@ class SmallPacs:
         self._folder, self._ae_title, self._bind = folder, ae_title, bind
         self.port = port  #: 0 until the first start, if none was given
         self.delay_s = 0.0  #: before each answer
+        self.associations = MAX_ASSOCIATIONS  #: it grants at one time, from its next start
         self._server: ThreadedAssociationServer | None = None
         self._lock = threading.Lock()
         self._files = 0
@@ -74,7 +75,7 @@ class SmallPacs:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._stopping.clear()
         application = AE(self._ae_title)
-        application.maximum_pdu_size, application.maximum_associations = MAX_PDU, MAX_ASSOCIATIONS
+        application.maximum_pdu_size, application.maximum_associations = MAX_PDU, self.associations
         syntaxes = [str(uid) for uid in AllTransferSyntaxes]
         for sop_class in (VERIFICATION, *sorted(storage_sop_classes())):
             application.add_supported_context(sop_class, syntaxes)

@@ -3,6 +3,7 @@
 A deadline for sending grows with the bytes, so that a slow line is no error and a stuck peer is.
 """
 
+import math
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from appliance.dimse.pdu import Control, Event, PduReader, PduType, decode_abort
+from appliance.dimse.throughput import Meter
 from appliance.errors import DestinationRefused, RemoteProtocolError, TransientDeliveryError
 
 MIN_RATE = 1000  # bytes per second below which a peer counts as stuck
@@ -43,7 +45,9 @@ class Target:
     calling_ae: str
     called_ae: str
     timeout_s: float = 30.0  #: to connect, for an answer, and for bytes to move
+    answer_s: float = 0.0  #: to wait for the answer to an object; 0: timeout_s
     max_pdu: int = 131072  #: longest P-DATA body, sent and received
+    congestion: str = ""  #: the kernel's congestion control to send with, where it has that; "": the system's own
     security: Security | None = None  #: None: plain TCP
 
 
@@ -56,16 +60,21 @@ class Wire:
         self._socket = _connection(target)
         self._reader = PduReader(target.max_pdu, _READER_SIZE)
         self._events: Iterator[Event] = iter(())
+        self._heard = False  # of the peer, anything at all
+        self.meter = Meter(self._socket)
 
     def tune(self) -> None:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._target.congestion:
+            with suppress(OSError):  # the kernel has it not, or not for us: its own will do
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self._target.congestion.encode())
 
     def send(self, parts: Sequence[bytes | memoryview]) -> None:
         views = [memoryview(part) for part in parts]
         deadline = self.deadline(sum(len(view) for view in views))
         first = 0
         while first < len(views):
-            self._await(deadline)
+            self._await(deadline, self._target.timeout_s)
             sent = self._write(views[first : first + IOV])
             while first < len(views) and sent >= len(views[first]):
                 sent -= len(views[first])
@@ -86,6 +95,7 @@ class Wire:
             count = self._socket.recv_into(space)
             if not count:
                 raise ConnectionResetError("closed by the peer")
+            self._heard = True
             # The kernel clears it after each use; without it a peer that waits for our ACK stalls 40 ms (Nagle).
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             self._events = self._reader.received(count)
@@ -96,12 +106,12 @@ class Wire:
     def deadline(self, size: int = 0) -> float:
         return time.monotonic() + self._target.timeout_s + size / MIN_RATE
 
-    def _await(self, deadline: float) -> None:
-        """Let the next socket call wait for as long as is left, and for moving bytes no longer than the time-out."""
+    def _await(self, deadline: float, longest_s: float = math.inf) -> None:
+        """Let the next socket call wait for as long as is left, and for bytes to move no longer than `longest_s`."""
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        self._socket.settimeout(min(left, self._target.timeout_s))
+        self._socket.settimeout(min(left, longest_s))
 
     def say_at_once(self, data: bytes) -> None:
         """What cannot leave at once is not worth a wait. Never raises."""
@@ -113,6 +123,14 @@ class Wire:
         """What a lost connection says of the destination for good."""
         security = self._target.security
         return security.refusal(error) if security is not None else None
+
+    def loss(self, error: OSError) -> str:
+        """A lost connection in words."""
+        if self._heard:
+            return f"connection lost: {words(error)}"
+        if self._target.security is None:
+            return f"connection lost before any answer: {words(error)}"
+        return "TLS: the connection was lost right after the handshake: our certificate may be missing or not accepted"
 
     def close(self) -> None:
         if self._target.security is not None:

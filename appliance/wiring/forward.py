@@ -2,22 +2,19 @@
 
 from collections.abc import Mapping
 
-from appliance.config import Config, DimseDestination, FolderDestination, Proof
-from appliance.config import Destination as DestinationOptions
-from appliance.destinations.dimse import DimseNode
-from appliance.destinations.folder import Folder
-from appliance.dimse.wire import Security, Target
+from appliance.config import Config, Proof
 from appliance.errors import OutOfResources
 from appliance.journal import copies, outbox
 from appliance.journal.copies import Keep, Rules
 from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.logs import configure
-from appliance.ports import Destination
 from appliance.spool import Spool
 from appliance.stages.confirm import Confirmer
 from appliance.stages.confirm import Desk as ConfirmDesk
 from appliance.stages.forward import Lane, Outbox
+from appliance.stages.prove import Desk as ProofDesk
+from appliance.stages.prove import Prover
 from appliance.stages.retain import Retainer, Upkeep
 from appliance.wakeup import SLOW_POLL_S, Bell
 from appliance.wiring.common import (
@@ -30,10 +27,13 @@ from appliance.wiring.common import (
     latching,
     open_journal,
     open_spool,
-    publish_facts,
     wait_until_proved,
 )
 from appliance.wiring.confirm import confirmers, publisher
+from appliance.wiring.lanes import lanes as make_lanes
+from appliance.wiring.lanes import lanes_publisher
+from appliance.wiring.prove import need_proof, provers
+from appliance.wiring.prove import publisher as proof_publisher
 
 GONE_KEEP_H = 24  # keep_h as it is where nobody sets it
 UNOWED_KEEP_H = 24  # what is owed to nobody (a result in shadow, say) is kept so long for a look
@@ -48,31 +48,38 @@ def run(config: Config, life: Life) -> int:
         journal = open_journal(config, "forward", spool.free_reserve)
         join(spool, journal)
         _prove(journal, log)
+        _need_proof(config, journal, log)
     bell = Bell(config.run_dir, "forward")
     if held := outbox.hold_destinations_gone(journal, [options.name for options in config.destinations]):
         log("destinations_gone", held=held)
     lanes: list[Lane] = []
-
-    def changed() -> None:
-        publish_facts(config, "lanes", {lane.name: {"state": lane.state, "reason": lane.reason} for lane in lanes})
-
+    changed = lanes_publisher(config, lanes)
     answering: list[Confirmer] = []
+    proving: list[Prover] = []
 
     def settled() -> None:
-        for one in answering:
+        waiting: list[Confirmer | Prover] = [*answering, *proving]
+        for one in waiting:
             one.wake()
 
     box = Outbox(journal=journal, path=spool.path, log=log, changed=changed, settled=settled)
-    lanes += [Lane(options.name, adapter(config, options), box) for options in config.destinations]
+    lanes += make_lanes(config, box)
     told = publisher(config, answering)
     answering += confirmers(config, spool, ConfirmDesk(journal=journal, log=log, changed=told))
-    senders: list[Lane | Confirmer] = [*lanes, *answering]
+    asked = proof_publisher(config, proving)
+    proving += provers(
+        config,
+        ProofDesk(journal=journal, log=log, changed=asked, settled=settled, queued=lambda: bell.ring("forward")),
+    )
+    senders: list[Lane | Confirmer | Prover] = [*lanes, *answering, *proving]
     retainer = _retainer(config, journal, spool, log)
     workers = [Worker(f"lane-{lane.name}", lane.run, life, log, spool.latch) for lane in lanes]
     workers += [Worker(f"confirm-{one.calling_ae}", one.run, life, log, spool.latch) for one in answering]
+    workers += [Worker(f"prove-{one.name}", one.run, life, log, spool.latch) for one in proving]
     workers.append(Worker("retain", lambda: retainer.run(life.stopping), life, log, spool.latch))
     changed()
     told()
+    asked()
     life.on_stop = lambda: bell.ring("forward")
     life.ready()
     log("forwarding", destinations=len(lanes))
@@ -80,6 +87,7 @@ def run(config: Config, life: Life) -> int:
         bell.wait(SLOW_POLL_S)
         for sender in senders:
             sender.wake()
+        changed()
         if all(worker.alive for worker in workers):
             life.beat()
     for sender in senders:
@@ -98,40 +106,16 @@ def _prove(journal: Journal, log: Log) -> None:
         log("journal_full", reason=str(error))
 
 
-def adapter(config: Config, options: DestinationOptions) -> Destination:
-    """What can send to a configured destination."""
-    if isinstance(options, FolderDestination):
-        return Folder(options.path)
-    return DimseNode(
-        Target(
-            host=str(options.host),
-            port=options.port,
-            calling_ae=options.calling_ae or config.ae_title,
-            called_ae=options.called_ae,
-            timeout_s=options.timeout_s,
-            max_pdu=options.max_pdu,
-            security=_security(options),
-        )
-    )
-
-
-def _security(options: DimseDestination) -> Security | None:
-    if options.tls is None:
-        return None
-    from appliance.dimse.tls import ClientTls  # noqa: PLC0415 - OpenSSL takes 6 MB, and most sites have no TLS
-
-    tls = options.tls
-    return ClientTls(
-        ca=tls.ca.file,
-        server_name=tls.server_name or str(options.host),
-        certificate=tls.certificate.file if tls.certificate is not None else None,
-        key=tls.key.file if tls.key is not None else None,
-    )
+def _need_proof(config: Config, journal: Journal, log: Log) -> None:
+    try:
+        need_proof(config, journal)
+    except OutOfResources as error:  # provers try it again, and look after what is delivered meanwhile
+        log("journal_full", reason=str(error))
 
 
 def _retainer(config: Config, journal: Journal, spool: Spool, log: Log) -> Retainer:
     configured = {
-        options.name: Keep(commitment=options.proof is Proof.COMMITMENT, keep_ms=int(options.keep_h * HOUR_MS))
+        options.name: Keep(commitment=options.proof is not Proof.STORE, keep_ms=int(options.keep_h * HOUR_MS))
         for options in config.destinations
     }
     return Retainer(

@@ -26,7 +26,7 @@ from appliance.dimse.pdu import encode_release_rp
 from appliance.dimse.small_pacs import ScriptedPacs, SmallPacs
 from appliance.dimse.sop_classes import VERIFICATION
 from appliance.dimse.wire import Target
-from appliance.errors import DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
+from appliance.errors import AnswerLate, DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
 from appliance.ports import Destination
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -190,7 +190,7 @@ def test_a_node_that_does_not_answer_is_transient(tmp_path: Path, make: Make) ->
     with SmallPacs(tmp_path / "pacs") as pacs:
         pacs.delay_s = 60.0
         with DimseNode(target(pacs.port, timeout_s=0.3)).open([item]) as session:
-            with pytest.raises(TransientDeliveryError, match="no progress"):
+            with pytest.raises(TransientDeliveryError, match="no answer"):
                 session.send(item, item.path)
             assert not session.alive
 
@@ -246,6 +246,17 @@ def test_an_abort_is_transient_and_ends_the_session(scripted: ScriptedPacs, make
         assert not session.alive
     with node.open([item]) as session:
         assert session.send(item, item.path) == ""
+
+
+def test_a_node_that_answers_late_is_given_longer_each_time(tmp_path: Path, make: Make) -> None:
+    one = make(1)
+    with SmallPacs(tmp_path / "pacs") as pacs:
+        pacs.delay_s = 0.7
+        node = DimseNode(target(pacs.port, timeout_s=0.5))
+        with pytest.raises(AnswerLate), node.open([one]) as session:
+            session.send(one, one.path)
+        with node.open([one]) as session:
+            assert not session.send(one, one.path)
 
 
 def test_what_the_node_did_not_accept_is_refused_and_what_was_not_proposed_is_not(tmp_path: Path, make: Make) -> None:

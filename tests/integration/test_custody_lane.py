@@ -1,21 +1,22 @@
 """A lane that one object, one slow file or one bad name must not stop, and a destination it must not pester."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from appliance.errors import DestinationRefused, TransientDeliveryError
-from appliance.stages.forward import LARGE, LINGER_S, Lane, Outbox
+from appliance.stages.forward import Lane, Outbox
+from appliance.stages.forward.courier import LARGE, LINGER_S
 from tests.integration.test_lane import IMAGE, URGENT_SR, Line
 from tests.journals import TO_PACS, arrival, open_journal, receive
 
 
 @pytest.fixture
 def line(tmp_path: Path) -> Iterator[Line]:
-    journal = open_journal(tmp_path / "j", "forward")
-    yield Line(tmp_path, journal)
-    journal.close()
+    with closing(Line(tmp_path, open_journal(tmp_path / "j", "forward"))) as line:
+        yield line
 
 
 def with_backoff(line: Line, asked: list[int], pause_s: float = 0.0) -> None:
@@ -31,6 +32,7 @@ def with_backoff(line: Line, asked: list[int], pause_s: float = 0.0) -> None:
         backoff=backoff,
     )
     line.lane = Lane("pacs", line.pacs, box)
+    line.lanes.append(line.lane)
 
 
 @pytest.mark.promise("P7")
@@ -41,7 +43,7 @@ def test_one_object_that_the_destination_may_not_take_stops_no_other(line: Line)
     line.owe(URGENT_SR, IMAGE, IMAGE)
     line.steps(6)
     assert {"2", "3"} <= set(line.pacs.got)
-    line.lane._flush()
+    line.lane.note()
     assert [state for state, _, _ in line.deliveries()] == ["queued", "delivered", "delivered"]
 
 

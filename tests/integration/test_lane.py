@@ -14,8 +14,9 @@ import pytest
 from appliance.errors import DestinationRefused, ObjectRefused, TransientDeliveryError
 from appliance.journal.store import Journal
 from appliance.model import Owed, Urgency
-from appliance.ports import Outgoing
-from appliance.stages.forward import OLDEST_EVERY, Lane, Outbox
+from appliance.ports import Outgoing, Turn, at_once
+from appliance.stages.forward import Lane, Outbox
+from appliance.stages.forward.desk import OLDEST_EVERY
 from tests.journals import CT_IMAGE, SERIES, arrival, events, open_journal, receive
 from tests.waiting import eventually
 
@@ -47,6 +48,8 @@ class Pacs:
 
 
 class Association:
+    bytes_s = round_trip_s = 0.0
+
     def __init__(self, pacs: Pacs) -> None:
         self._pacs = pacs
         self.alive = True
@@ -60,8 +63,9 @@ class Association:
     ) -> None:
         self._pacs.open_now -= 1
 
-    def send(self, item: Outgoing, path: Path) -> str:
+    def send(self, item: Outgoing, path: Path, turn: Turn = at_once) -> str:
         assert self.alive
+        assert turn() > 0
         assert path.read_bytes() == item.sop_instance_uid.encode()
         name = item.sop_instance_uid.rpartition(".")[2]
         self._pacs.got.append(name)
@@ -83,6 +87,7 @@ class Line:
     logged: list[str] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     pause_s: float = 0.0
+    lanes: list[Lane] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.lane = self.new_lane()
@@ -95,7 +100,13 @@ class Line:
             changed=lambda: self.states.append(self.lane.state),
             backoff=lambda _: self.pause_s,
         )
-        return Lane("pacs", self.pacs, box)
+        self.lanes.append(Lane("pacs", self.pacs, box))
+        return self.lanes[-1]
+
+    def close(self) -> None:
+        for lane in self.lanes:
+            lane.close()
+        self.journal.close()
 
     def owe(self, *urgencies: Urgency, sop_class: str = CT_IMAGE) -> None:
         row = self.journal.one("SELECT count(*) FROM instance")
@@ -136,9 +147,8 @@ class Line:
 
 @pytest.fixture
 def line(tmp_path: Path) -> Iterator[Line]:
-    journal = open_journal(tmp_path / "j", "forward")
-    yield Line(tmp_path, journal)
-    journal.close()
+    with closing(Line(tmp_path, open_journal(tmp_path / "j", "forward"))) as line:
+        yield line
 
 
 IMAGE, URGENT_SR, RESULT = Urgency.IMAGE, Urgency.URGENT_SR, Urgency.RESULT
@@ -335,7 +345,7 @@ def test_a_session_is_used_again_while_it_fits_and_closed_when_idle(line: Line) 
 
 def test_new_work_wakes_it(line: Line) -> None:
     with line.running():
-        eventually(lambda: line.lane._way is None)
+        eventually(lambda: line.lane.state == "idle")
         line.owe(IMAGE)
         line.lane.wake()
         eventually(lambda: line.deliveries() == [("delivered", "", 1)], 2.0)

@@ -1,0 +1,97 @@
+"""How quickly a peer takes what is sent to it, by the kernel's own counts, and how much may wait for it.
+
+What was handed to the kernel cannot be overtaken any more: on a thin line the socket's buffer, left to itself, holds
+many seconds' worth, and a report would queue behind it. So pieces and buffers are measured by time, not by bytes.
+"""
+
+import socket
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+
+UNSENT_S = 0.2  # bytes that wait in the socket are worth no more
+PIECE_S = 0.1  # nor is what is handed over at a time
+FIRST_PIECE = 1 << 16  # bytes, until something was measured
+LEAST_PIECE, MOST_PIECE = 1 << 12, 1 << 20
+WINDOW_S, WINDOW_BYTES = 0.05, 4 << 20  # of one measurement
+SETTLED_S = 1.0  # of sending, before which slow start hides what the line can do
+#: Linux takes no more (net.core.wmem_max as shipped), and tunes larger buffers itself as long as nobody sets one.
+MOST_SET_BUFFER = 212_992
+
+_TCP_NOTSENT_LOWAT = 25
+_SO_BUF_LOCK = 72
+#: struct tcp_info (linux/tcp.h, append-only): bytes acknowledged, unsent bytes, least round trip and busy time in us.
+_INFO = struct.Struct("=120xQ16xII16xQ")
+_UNKNOWN_RTT = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Of one connection, since it began."""
+
+    acked: int  #: bytes the peer's kernel has taken
+    unsent: int  #: bytes in our socket that were never sent
+    round_trip_s: float  #: the least that was seen; 0: none yet
+    busy_s: float  #: time in which something was under way
+
+
+def counts(connection: socket.socket) -> Counts | None:
+    """None where the kernel tells too little: then nothing is measured, and nothing limited."""
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+    except OSError:
+        return None
+    if len(info) < _INFO.size:
+        return None
+    acked, unsent, round_trip, busy = _INFO.unpack(info)
+    known = round_trip != _UNKNOWN_RTT
+    return Counts(acked=acked, unsent=unsent, round_trip_s=round_trip / 1e6 * known, busy_s=busy / 1e6)
+
+
+class Meter:
+    """One connection's goodput, and what follows from it. Used by the thread that sends."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._last = counts(connection)
+        self._limited = False
+        self._let_wait(2 * FIRST_PIECE)
+        self.bytes_s = 0.0  #: 0: not known yet
+        self.round_trip_s = 0.0
+
+    @property
+    def piece(self) -> int:
+        """Bytes to hand over at a time; even."""
+        if not self.bytes_s:
+            return FIRST_PIECE
+        return max(LEAST_PIECE, min(int(self.bytes_s * PIECE_S), MOST_PIECE)) & ~1
+
+    def look(self) -> None:
+        """To be called between pieces."""
+        now = counts(self._connection)
+        if now is None or self._last is None:
+            return
+        busy_s, acked = now.busy_s - self._last.busy_s, now.acked - self._last.acked
+        if not acked or (busy_s < WINDOW_S and acked < WINDOW_BYTES):
+            return
+        rate = acked / max(busy_s, 1e-4)
+        self.bytes_s = (self.bytes_s + rate) / 2 if self.bytes_s else rate
+        self.round_trip_s, self._last = now.round_trip_s, now
+        if now.busy_s >= SETTLED_S:
+            self._limit()
+
+    def _limit(self) -> None:
+        """Bound what waits: unsent bytes, and where the line is thin those in its queues, too."""
+        self._let_wait(max(LEAST_PIECE, int(self.bytes_s * UNSENT_S)))
+        buffer = int(self.bytes_s * (self.round_trip_s + UNSENT_S))
+        with suppress(OSError):  # an older kernel: then it is less exact
+            if buffer <= MOST_SET_BUFFER:
+                self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, max(LEAST_PIECE, buffer))
+                self._limited = True
+            elif self._limited:
+                self._connection.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
+                self._limited = False
+
+    def _let_wait(self, unsent: int) -> None:
+        with suppress(OSError):
+            self._connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, unsent)

@@ -1,0 +1,118 @@
+"""One association to a destination, held open while there is work that fits it."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+
+from appliance.errors import ObjectRefused
+from appliance.journal import outbox
+from appliance.model import Delivery
+from appliance.ports import Destination, Session, Turn
+from appliance.stages.forward.context import Outbox
+from appliance.stages.forward.desk import Desk
+from appliance.stages.forward.gauge import Gauge
+from appliance.stages.forward.turns import Turns
+from appliance.states import Event
+
+LINGER_S = 1.0
+PROPOSE = 100  # deliveries looked at for the presentation contexts of a session
+LARGE = 4 << 20  # bytes that may take long to send: what was delivered before is noted first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bag:
+    """What the couriers of a lane share."""
+
+    destination: Destination
+    desk: Desk
+    turns: Turns
+    gauge: Gauge
+    box: Outbox
+    note: Callable[[], None]  #: has the desk write down what was settled, before something that may take long
+
+
+@dataclass(slots=True)
+class _Way:
+    """The session that is open, with the presentation contexts it proposed."""
+
+    session: Session
+    stack: ExitStack
+    proposed: frozenset[tuple[str, str]]
+    used_at: float = field(default_factory=time.monotonic)
+
+
+class Courier:
+    """Used by one thread."""
+
+    def __init__(self, bag: Bag, on_way: Callable[[Delivery], None] = lambda _: None) -> None:
+        """`on_way` is told of each delivery for which an association is there."""
+        self._bag, self._box, self._on_way = bag, bag.box, on_way
+        self._way: _Way | None = None
+
+    @property
+    def has_way(self) -> bool:
+        return self._way is not None
+
+    @property
+    def alive(self) -> bool:
+        return self._way is not None and self._way.session.alive
+
+    @property
+    def bytes_s(self) -> float:
+        return self._way.session.bytes_s if self._way else 0.0
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Settle it, sent or refused for good. Raises TransientDeliveryError, DestinationRefused, StoreFailed."""
+        if not self._is_there(delivery):
+            self._settle(delivery, Event.REFUSE, outbox.COPY_MISSING, self._box.journal.clock.tick())
+            return
+        way = self._open_for(delivery)
+        if delivery.size > LARGE:
+            self._bag.note()
+        with self._bag.turns.turn(delivery) as turn:
+            self._on_way(delivery)
+            self._send(delivery, way, turn)
+
+    def _send(self, delivery: Delivery, way: _Way, turn: Turn) -> None:
+        started, began = self._box.journal.clock.tick(), time.monotonic()
+        try:
+            warning = way.session.send(delivery, self._box.path(delivery.file), turn)
+        except ObjectRefused as error:
+            self._settle(delivery, Event.REFUSE, str(error), started)
+        else:
+            self._bag.gauge.sent(delivery.size, time.monotonic() - began, way.session.round_trip_s)
+            self._settle(delivery, Event.DELIVER, warning, started)
+        way.used_at = time.monotonic()
+
+    def _settle(self, delivery: Delivery, event: Event, reason: str, started: int) -> None:
+        if self._bag.desk.settle(delivery, event, reason, started):
+            self._bag.note()
+
+    def _is_there(self, delivery: Delivery) -> bool:
+        with suppress(OSError):  # what cannot even be looked at cannot be sent
+            return bool(delivery.file) and self._box.path(delivery.file).is_file()
+        return False
+
+    def _open_for(self, delivery: Delivery) -> _Way:
+        """The open session if it proposed what this delivery needs, else a new one for what comes next."""
+        need = (delivery.sop_class_uid, delivery.transfer_syntax_uid)
+        if self._way is not None and self._way.session.alive and need in self._way.proposed:
+            return self._way
+        self._bag.note()  # opening may take as long as the time-out
+        self.close()
+        coming = [delivery, *self._bag.desk.coming(PROPOSE)]
+        stack = ExitStack()
+        session = stack.enter_context(self._bag.destination.open(coming))
+        proposed = frozenset((item.sop_class_uid, item.transfer_syntax_uid) for item in coming)
+        self._way = _Way(session=session, stack=stack, proposed=proposed)
+        return self._way
+
+    def linger_s(self) -> float | None:
+        """For how long the session, unused, stays open; None: there is none."""
+        return None if self._way is None else self._way.used_at + LINGER_S - time.monotonic()
+
+    def close(self) -> None:
+        way, self._way = self._way, None
+        if way is not None:
+            way.stack.close()

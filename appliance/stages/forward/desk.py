@@ -1,0 +1,138 @@
+"""What one destination is owed, what of it is in a courier's hands, and what is sent but not yet noted.
+
+The journal learns only how a delivery was settled. So a killed lane owes again what it had not settled: at least once,
+never lost (P3).
+"""
+
+import threading
+import time
+from dataclasses import dataclass
+
+from appliance.errors import OutOfResources
+from appliance.journal import outbox
+from appliance.journal.outbox import Settlement
+from appliance.model import Delivery, Urgency
+from appliance.stages.forward.context import Outbox
+from appliance.states import Event
+
+SETTLE_BATCH = 64
+SETTLE_WITHIN_S = 0.05
+OLDEST_EVERY = 16  # every so many sends the longest waiting goes first, whatever its urgency
+
+
+@dataclass(slots=True)
+class _Retry:
+    """An object the destination could not take just now."""
+
+    failures: int
+    not_before: float
+
+
+class Desk:
+    """One lane's. Used by all of its couriers."""
+
+    def __init__(self, name: str, box: Outbox) -> None:
+        self._name, self._box = name, box
+        self._lock = threading.Lock()
+        self._noting = threading.Lock()
+        self._claimed: set[int] = set()
+        self._retries: dict[int, _Retry] = {}
+        self._unsettled: list[Settlement] = []
+        self._unsettled_since = 0.0
+        self._picks = 0
+
+    def claim(self, *, results_only: bool = False) -> Delivery | None:
+        """What goes next, for the one who asks; then `settle`, `put_off` or `give_back` it."""
+        with self._lock:
+            now = time.monotonic()
+            skip = {settlement.delivery.id for settlement in self._unsettled} | self._claimed
+            skip |= {key for key, retry in self._retries.items() if retry.not_before > now}
+            self._picks += 1
+            found = None
+            if self._picks % OLDEST_EVERY == 0 and not results_only:
+                found = outbox.oldest_queued(self._box.journal, self._name, skip=skip)
+            found = found or next(iter(outbox.next_queued(self._box.journal, self._name, 1, skip=skip)), None)
+            if found is None or (results_only and not is_result(found)):
+                return None
+            self._claimed.add(found.id)
+            return found
+
+    def coming(self, count: int) -> list[Delivery]:
+        """What will go next, by what is known now."""
+        return outbox.next_queued(self._box.journal, self._name, count)
+
+    def give_back(self, delivery: Delivery) -> None:
+        """It was not tried."""
+        with self._lock:
+            self._claimed.discard(delivery.id)
+
+    def put_off(self, delivery: Delivery) -> None:
+        """Try it again later, and others before it: it may be the one that always fails."""
+        with self._lock:
+            self._claimed.discard(delivery.id)
+            retry = self._retries.setdefault(delivery.id, _Retry(failures=0, not_before=0.0))
+            retry.failures += 1
+            retry.not_before = time.monotonic() + self._box.backoff(retry.failures)
+
+    def retry_all_now(self) -> None:
+        """What failed while the line was bad goes at once, most urgent first."""
+        with self._lock:
+            for retry in self._retries.values():
+                retry.not_before = 0.0
+
+    def next_retry_s(self) -> float | None:
+        """Seconds until something that was put off is due; None: nothing was."""
+        with self._lock:
+            soonest = min((retry.not_before for retry in self._retries.values()), default=None)
+        return None if soonest is None else max(0.01, soonest - time.monotonic())
+
+    def settle(self, delivery: Delivery, event: Event, reason: str, started_tick: int) -> bool:
+        """It was sent, or refused for good. True: enough has come together to be noted."""
+        with self._lock:
+            self._claimed.discard(delivery.id)
+            retry = self._retries.pop(delivery.id, None)
+            if not self._unsettled:
+                self._unsettled_since = time.monotonic()
+            self._unsettled.append(
+                Settlement(
+                    delivery=delivery,
+                    event=event,
+                    reason=reason,
+                    started_tick=started_tick,
+                    attempts=delivery.attempts + 1 + (retry.failures if retry else 0),
+                )
+            )
+            return len(self._unsettled) >= SETTLE_BATCH or self._noting_due_s() <= 0
+
+    def noting_due_s(self) -> float | None:
+        """Seconds until what was sent must be noted; None: all is."""
+        with self._lock:
+            return self._noting_due_s() if self._unsettled else None
+
+    def _noting_due_s(self) -> float:
+        return self._unsettled_since + SETTLE_WITHIN_S - time.monotonic()
+
+    def note(self) -> bool:
+        """Write down what was settled, durably. False: the journal is full; it is kept, and not sent again meanwhile.
+
+        Raises StoreFailed.
+        """
+        with self._noting:
+            with self._lock:
+                batch = self._unsettled[:]
+                self._unsettled_since = time.monotonic()  # what comes to them meanwhile waits for its own time
+            if not batch:
+                return True
+            try:
+                outbox.settle(self._box.journal, batch)
+            except OutOfResources as error:
+                self._box.log("journal_full", reason=str(error))
+                return False
+            with self._lock:
+                self._unsettled = self._unsettled[len(batch) :]
+        self._box.settled()
+        return True
+
+
+def is_result(delivery: Delivery) -> bool:
+    return delivery.urgency <= Urgency.RESULT

@@ -1,0 +1,81 @@
+"""How many associations a line is worth, by measurement: more stay where the line carries more with them.
+
+With a long round trip one association waits more than it sends; on a thin line a second one only splits it.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FIRST_LOOK = 2  # objects
+LOOK_S, TRIAL_S = 0.5, 1.0  # of steady sending, at least
+OBJECTS_EACH = 4  # at least, by each association
+GAIN = 1.1  # more is worth it from here
+TRY_AGAIN_S = 300.0
+REFUSED_S = 600.0  # a PACS that granted no more is not asked again before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Before:
+    """What was measured before a trial."""
+
+    wanted: int
+    bytes_s: float
+
+
+class Gauge:
+    """One lane's. Used by all of its couriers."""
+
+    def __init__(self, most: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._now = most, now
+        self._lock = threading.Lock()
+        self._trial: _Before | None = None
+        self._not_before = 0.0  # of the next trial
+        self.wanted = 1  #: associations that send images
+        self.bytes_s = 0.0  #: what the line carries with all of them; 0: not measured yet
+        self._guessed = most == 1
+        self._begin()
+
+    def _begin(self) -> None:
+        self._began, self._objects, self._bytes = self._now(), 0, 0
+
+    def rest(self) -> None:
+        """There is nothing to send: what follows says nothing of what was."""
+        with self._lock:
+            self._begin()
+
+    def refused(self) -> None:
+        """The destination granted no further association."""
+        with self._lock:
+            self.wanted, self._trial, self._not_before = 1, None, self._now() + REFUSED_S
+            self._begin()
+
+    def sent(self, size: int, seconds: float, round_trip_s: float) -> None:
+        """One object went through."""
+        with self._lock:
+            self._objects += 1
+            self._bytes += size
+            if not self._guessed and self._objects == FIRST_LOOK:
+                self._guess(seconds, round_trip_s)
+                return
+            steady_s = self._now() - self._began
+            if steady_s >= (TRIAL_S if self._trial else LOOK_S) and self._objects >= OBJECTS_EACH * self.wanted:
+                self.bytes_s = self._bytes / steady_s
+                self._judge()
+                self._begin()
+
+    def _guess(self, seconds: float, round_trip_s: float) -> None:
+        """An answer takes a round trip at least: so many others could send meanwhile."""
+        self._guessed = True
+        sending_s = max(seconds - round_trip_s, seconds / self._most, 1e-6)
+        self.wanted = min(self._most, 1 + int(round_trip_s / sending_s + 0.5))
+        self._begin()
+
+    def _judge(self) -> None:
+        now, before, self._trial = self._now(), self._trial, None
+        if before is not None and self.bytes_s < before.bytes_s * GAIN:
+            self.wanted, self._not_before = before.wanted, now + TRY_AGAIN_S
+        elif self.wanted < self._most and now >= self._not_before:
+            self._trial = _Before(wanted=self.wanted, bytes_s=self.bytes_s)
+            self.wanted = min(self._most, self.wanted * 2)

@@ -1,0 +1,198 @@
+"""A lane over a thin line to a real receiver: results pass images in mid-file, and the line carries what it may."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from appliance.destinations.dimse import DimseNode
+from appliance.dimse.small_pacs import SmallPacs
+from appliance.dimse.wire import Target
+from appliance.file_head import file_head
+from appliance.journal.store import Journal
+from appliance.model import Owed, Urgency
+from appliance.stages.forward import Lane, Outbox
+from appliance.stages.forward.timetable import Hours, Paced, Timetable
+from tests.contract.test_destinations import element
+from tests.journals import CT_IMAGE, EXPLICIT, SERIES, arrival, open_journal, receive
+from tests.thin_line import ThinLine
+from tests.waiting import eventually
+
+SR = "1.2.840.10008.5.1.4.1.1.88.33"
+KB = 1000
+RESULT_S = 2.0  # from "it is owed" to "the PACS has it", on a line that carries it in a fraction of that
+
+
+@dataclass
+class Site:
+    """Objects owed to a PACS at the other end of a thin line."""
+
+    folder: Path
+    journal: Journal
+    pacs: SmallPacs
+    line: ThinLine
+    sent: dict[str, str] = field(default_factory=dict)
+    rows: int = 0
+
+    def lane(self, associations: int = 4, timetable: Timetable | None = None) -> Lane:
+        box = Outbox(
+            journal=self.journal, path=lambda file: self.folder / file, log=lambda *_, **__: None, changed=lambda: None
+        )
+        target = Target(host="127.0.0.1", port=self.line.port, calling_ae="SCANSIDE", called_ae="PACS")
+        return Lane("pacs", DimseNode(target), box, associations, timetable)
+
+    def owe(self, urgency: Urgency, size: int, sop_class: str = CT_IMAGE) -> str:
+        self.rows += 1
+        uid = f"{SERIES}.{self.rows}"
+        data = element(0x0008, 0x0016, "UI", sop_class.encode()) + element(0x0008, 0x0018, "UI", uid.encode())
+        data += element(0x7FE0, 0x0010, "OB", hashlib.shake_128(uid.encode()).digest(size))
+        one = arrival(self.rows, content=data, sop_class_uid=sop_class)
+        path = self.folder / one.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file_head(sop_class, uid, EXPLICIT, "CT01") + data)
+        receive(self.journal, one, owed=(Owed(destination="pacs", urgency=urgency),))
+        self.sent[uid] = hashlib.sha256(data).hexdigest()
+        return uid
+
+    def has(self, uid: str) -> bool:
+        return any(one.sop_instance_uid == uid for one in self.pacs.received())
+
+    def order(self) -> list[str]:
+        return [one.sop_instance_uid for one in self.pacs.received()]
+
+    def is_whole(self) -> bool:
+        return {one.sop_instance_uid: one.sha256 for one in self.pacs.received()} == self.sent
+
+    def once_each(self) -> bool:
+        return all(one.times == 1 for one in self.pacs.received())
+
+
+@contextmanager
+def running(lane: Lane) -> Iterator[None]:
+    thread = threading.Thread(target=lane.run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        lane.stop()
+        thread.join(10.0)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with (
+        SmallPacs(tmp_path / "pacs") as pacs,
+        ThinLine(pacs.port, 400 * KB) as line,
+        closing(open_journal(tmp_path / "j", "forward")) as journal,
+    ):
+        yield Site(tmp_path, journal, pacs, line)
+
+
+@pytest.mark.promise("P7")
+def test_a_result_passes_an_image_in_mid_file_and_the_image_goes_on_where_it_was(site: Site) -> None:
+    image = site.owe(Urgency.IMAGE, 2000 * KB)
+    lane = site.lane(associations=1)
+    with running(lane):
+        eventually(lambda: site.line.open_now)
+        begun = time.monotonic()
+        result = site.owe(Urgency.RESULT, 40 * KB, SR)
+        lane.wake()
+        eventually(lambda: site.has(result), RESULT_S, "the result is there")
+        assert not site.has(image)
+        assert time.monotonic() - begun < RESULT_S
+        eventually(site.is_whole, 15.0, "all is there")
+    assert site.once_each()
+
+
+@pytest.mark.promise("P7")
+def test_results_pass_one_by_one_for_as_long_as_the_image_takes(site: Site) -> None:
+    image = site.owe(Urgency.IMAGE, 2000 * KB)
+    lane = site.lane(associations=1)
+    with running(lane):
+        eventually(lambda: site.line.open_now)
+        for _ in range(3):
+            result = site.owe(Urgency.RESULT, 20 * KB, SR)
+            lane.wake()
+            eventually(lambda result=result: site.has(result), RESULT_S, "the result is there")
+        assert not site.has(image)
+        eventually(site.is_whole, 15.0, "all is there")
+    assert site.once_each()
+
+
+@pytest.mark.promise("P7")
+def test_a_pacs_that_grants_one_association_gets_the_result_before_the_next_image(site: Site) -> None:
+    site.pacs.stop()
+    site.pacs.associations = 1
+    site.pacs.start()
+    images = [site.owe(Urgency.IMAGE, 400 * KB) for _ in range(3)]
+    lane = site.lane()
+    with running(lane):
+        eventually(lambda: site.line.open_now)
+        result = site.owe(Urgency.RESULT, 40 * KB, SR)
+        lane.wake()
+        eventually(site.is_whole, 20.0, "all is there")
+    assert site.order() == [images[0], result, *images[1:]]
+    assert site.once_each()
+
+
+def test_told_to_stop_in_mid_file_it_stops_and_the_image_is_still_owed(site: Site) -> None:
+    site.owe(Urgency.IMAGE, 8000 * KB)
+    lane = site.lane(associations=1)
+    with running(lane):
+        eventually(lambda: site.line.open_now)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 5.0
+    row = site.journal.one("SELECT state, attempts FROM delivery")
+    assert row is not None
+    assert tuple(row) == ("queued", 0)
+
+
+def test_more_associations_are_opened_where_more_goes_through(site: Site) -> None:
+    """A PACS that takes its time for each answer: the line is idle most of the time."""
+    site.line.bytes_s = 1e9
+    site.pacs.delay_s = 0.1
+    for _ in range(90):
+        site.owe(Urgency.IMAGE, 20 * KB)
+    lane = site.lane(associations=4)
+    with running(lane):
+        eventually(site.is_whole, 20.0, "all is there")
+    assert 2 <= site.line.most_open <= 5  # one of them may be for results
+    assert site.once_each()
+
+
+@pytest.mark.promise("P7")
+def test_images_keep_to_the_pace_and_results_do_not_wait_for_it(site: Site) -> None:
+    site.line.bytes_s = 1e9
+    all_day = Hours(first=0, end=24 * 60)
+    timetable = Timetable(minute=lambda: 600, paced=[Paced(hours=all_day, bytes_s=200 * KB)])
+    image = site.owe(Urgency.IMAGE, 400 * KB)
+    lane = site.lane(associations=1, timetable=timetable)
+    begun = time.monotonic()
+    with running(lane):
+        eventually(lambda: site.line.open_now)
+        result = site.owe(Urgency.RESULT, 40 * KB, SR)
+        lane.wake()
+        eventually(lambda: site.has(result), RESULT_S, "the result is there")
+        assert not site.has(image)
+        eventually(site.is_whole, 10.0, "all is there")
+    assert 1.7 < time.monotonic() - begun < 6.0
+
+
+def test_images_wait_for_their_hours_and_results_do_not(site: Site) -> None:
+    minute = [12 * 60]
+    timetable = Timetable(minute=lambda: minute[0], images=Hours(first=19 * 60, end=7 * 60))
+    image, result = site.owe(Urgency.URGENT_IMAGE, 20 * KB), site.owe(Urgency.RESULT, 20 * KB, SR)
+    lane = site.lane(timetable=timetable)
+    with running(lane):
+        eventually(lambda: site.has(result))
+        eventually(lambda: lane.state == "idle")
+        assert not site.has(image)
+        minute[0] = 23 * 60
+        lane.wake()
+        eventually(site.is_whole, 5.0, "all is there")

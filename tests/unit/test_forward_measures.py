@@ -1,0 +1,142 @@
+"""The numbers a lane goes by: hours of the day, how many associations, whose turn it is."""
+
+import threading
+import time
+
+import pytest
+
+from appliance.errors import TransientDeliveryError
+from appliance.model import Delivery, Urgency
+from appliance.ports import LONGEST_PIECE
+from appliance.stages.forward.gauge import FIRST_LOOK, REFUSED_S, TRY_AGAIN_S, Gauge
+from appliance.stages.forward.timetable import Hours, Paced, Timetable
+from appliance.stages.forward.turns import KEEP_ALIVE_BYTES, KEEP_ALIVE_S, Turns
+
+NIGHT = Hours(first=19 * 60, end=7 * 60)
+DAY = Hours(first=7 * 60, end=19 * 60)
+
+
+@pytest.mark.parametrize(("minute", "night"), [(0, True), (419, True), (420, False), (1139, False), (1140, True)])
+def test_hours_go_over_midnight(minute: int, night: bool) -> None:
+    assert (minute in NIGHT) is night
+    assert (minute in DAY) is not night
+
+
+def test_without_a_plausible_clock_nothing_is_limited() -> None:
+    timetable = Timetable(minute=lambda: None, paced=[Paced(hours=DAY, bytes_s=1.0)], images=NIGHT)
+    assert timetable.images_may_go()
+    assert timetable.bytes_s() == 0.0
+
+
+def test_the_first_pace_that_fits_holds() -> None:
+    paced = [Paced(hours=DAY, bytes_s=1.0), Paced(hours=Hours(first=0, end=24 * 60), bytes_s=2.0)]
+    assert Timetable(minute=lambda: 600, paced=paced).bytes_s() == 1.0
+    assert Timetable(minute=lambda: 60, paced=paced).bytes_s() == 2.0
+
+
+class Line:
+    """Sends objects of 1 MB over a simulated line, `wanted` at a time, each in one association."""
+
+    def __init__(self, bytes_s: float, wait_s: float, most: int) -> None:
+        self.now = 100.0
+        self.bytes_s, self.wait_s = bytes_s, wait_s
+        self.gauge = Gauge(most, lambda: self.now)
+
+    def send(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self.now < until:
+            together = self.gauge.wanted
+            took = max(1e6 / self.bytes_s + self.wait_s, together * 1e6 / self.bytes_s)
+            for _ in range(together):
+                self.now += took / together
+                self.gauge.sent(1_000_000, took, self.wait_s)
+
+
+def test_with_a_long_round_trip_associations_are_added_until_the_line_is_full() -> None:
+    line = Line(bytes_s=12.5e6, wait_s=0.3, most=8)
+    line.send(30.0)
+    assert line.gauge.wanted >= 4
+    assert line.gauge.bytes_s > 0.8 * 12.5e6
+
+
+def test_on_a_thin_line_one_association_stays_one() -> None:
+    line = Line(bytes_s=0.25e6, wait_s=0.1, most=8)
+    line.send(TRY_AGAIN_S - 50)
+    assert line.gauge.wanted == 1
+
+
+def test_where_no_more_is_granted_none_is_asked_for_until_much_later() -> None:
+    line = Line(bytes_s=12.5e6, wait_s=0.3, most=8)
+    line.send(5.0)
+    line.gauge.refused()
+    line.send(REFUSED_S - 10)
+    assert line.gauge.wanted == 1
+    line.send(60.0)
+    assert line.gauge.wanted > 1
+
+
+def test_one_association_is_one_and_its_goodput_is_known() -> None:
+    line = Line(bytes_s=12.5e6, wait_s=0.3, most=1)
+    line.send(10.0)
+    assert line.gauge.wanted == 1
+    assert line.gauge.bytes_s == pytest.approx(1e6 / 0.38, rel=0.05)
+    assert FIRST_LOOK > 1  # the first object of a connection meets its slow start
+
+
+def delivery(urgency: Urgency) -> Delivery:
+    return Delivery(
+        id=1,
+        instance_id=1,
+        destination="pacs",
+        urgency=urgency,
+        state="queued",
+        created_tick=0,
+        attempts=0,
+        reason="",
+        sop_class_uid="",
+        sop_instance_uid="",
+        transfer_syntax_uid="",
+        file="",
+        size=1,
+    )
+
+
+IMAGE, RESULT = delivery(Urgency.IMAGE), delivery(Urgency.RESULT)
+
+
+def test_an_image_waits_for_a_result_and_says_a_little_now_and_then() -> None:
+    turns = Turns(Timetable())
+    with turns.turn(IMAGE) as image:
+        assert image() == LONGEST_PIECE
+        with turns.turn(RESULT) as result:
+            assert result() == LONGEST_PIECE
+            begun = time.monotonic()
+            assert image() == KEEP_ALIVE_BYTES
+            assert time.monotonic() - begun >= KEEP_ALIVE_S - 0.1
+        assert image() == LONGEST_PIECE
+
+
+def test_an_image_goes_on_as_soon_as_the_result_is_through() -> None:
+    turns = Turns(Timetable())
+    waited: list[float] = []
+
+    def send_image() -> None:
+        with turns.turn(IMAGE) as image:
+            begun = time.monotonic()
+            image()
+            waited.append(time.monotonic() - begun)
+
+    with turns.turn(RESULT):
+        thread = threading.Thread(target=send_image)
+        thread.start()
+    thread.join(5.0)
+    assert waited[0] < KEEP_ALIVE_S / 2
+
+
+def test_a_large_object_is_broken_off_when_told_to_stop() -> None:
+    turns = Turns(Timetable())
+    with turns.turn(IMAGE) as image:
+        turns.stop()
+        assert image() == LONGEST_PIECE  # what is nearly through goes through
+        with pytest.raises(TransientDeliveryError):
+            list(iter(image, 0))
