@@ -1,5 +1,6 @@
 """The words of the project as values: frozen, keyword-only, named as DICOM names them (PS3.3, PS3.6)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any
@@ -282,6 +283,15 @@ class CommitmentReport:
     from_ae: str  #: our AE title, as the peer knows us
     committed: tuple[Reference, ...]
     failed: tuple[tuple[Reference, int], ...]  #: with the Failure Reason (0008,1197)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentAnswer:
+    """What a destination tells us that we asked for storage commitment (PS3.4 J.3.3)."""
+
+    transaction_uid: str
+    committed: frozenset[str]  #: SOP Instance UIDs
+    failed: Mapping[str, int]  #: SOP Instance UID -> Failure Reason (0008,1197)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

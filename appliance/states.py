@@ -51,6 +51,15 @@ class ReportState(StrEnum):
     REPORTED = "reported"  #: the peer has taken the report
 
 
+class ProofState(StrEnum):
+    """How far a transaction of storage commitment with a destination has come."""
+
+    NOTED = "noted"  #: it may have been asked
+    ASKED = "asked"  #: it has promised a report
+    LAPSED = "lapsed"  #: asked anew in another transaction; a late report counts all the same
+    ANSWERED = "answered"  #: it has spoken of every reference
+
+
 class Event(StrEnum):
     EVIDENCE = "evidence"
     INSTANCE_ARRIVED = "instance_arrived"
@@ -72,6 +81,9 @@ class Event(StrEnum):
     DISCONTINUE = "discontinue"
     JUDGE = "judge"
     REPORT_TAKEN = "report_taken"
+    PROMISE = "promise"
+    LAPSE = "lapse"
+    ANSWER = "answer"
 
 
 S = TypeVar("S", bound=StrEnum)
@@ -162,7 +174,22 @@ REPORT = Machine(
     final=frozenset({ReportState.REPORTED}),
 )
 
-#: Of what this appliance is for; the two above are courtesies to modalities.
+#: Owned by forward, which asks its destinations.
+PROOF = Machine(
+    name="proof",
+    initial=ProofState.NOTED,
+    steps={
+        (ProofState.NOTED, Event.PROMISE): ProofState.ASKED,
+        (ProofState.NOTED, Event.LAPSE): ProofState.LAPSED,
+        (ProofState.ASKED, Event.LAPSE): ProofState.LAPSED,
+        (ProofState.NOTED, Event.ANSWER): ProofState.ANSWERED,  # its report may come before its promise
+        (ProofState.ASKED, Event.ANSWER): ProofState.ANSWERED,
+        (ProofState.LAPSED, Event.ANSWER): ProofState.ANSWERED,
+    },
+    final=frozenset({ProofState.ANSWERED}),
+)
+
+#: Of what this appliance is for; the three above are how it asks and is asked.
 MACHINES: tuple[Machine[Any], ...] = (SERIES, JOB, DELIVERY)
 
 

@@ -1,5 +1,6 @@
 """Waiting for a condition in tests: never a fixed sleep, always a deadline."""
 
+import socket
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,3 +16,9 @@ def eventually(predicate: Callable[[], T], within_s: float = 5.0, what: str = ""
             raise AssertionError(f"not within {within_s:g} s: {what or predicate}")
         time.sleep(0.005)
     return value
+
+
+def listens_at(port: int) -> bool:
+    """Whether something takes connections on this port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -14,14 +14,14 @@ from typing import Any
 from appliance.certificates import Validity
 from appliance.cli.opening import open_journal
 from appliance.cli.tables import plural, size_of, span_of
-from appliance.config import Config, DimseDestination, EngineMode
+from appliance.cli.unproven import Proving, complaints
+from appliance.config import Config, EngineMode
 from appliance.errors import OutOfResources, StoreFailed
 from appliance.journal import intake
 from appliance.journal.identity import AlarmEvent
 from appliance.journal.intake import Intake
 from appliance.journal.overview import Overview, Owed, overview
 from appliance.journal.performed import Awaited
-from appliance.journal.proofs import Unproven
 from appliance.latch import latched
 from appliance.wakeup import is_listening
 from appliance.wiring.common import HOUR_MS, MB, PROCESSES
@@ -168,7 +168,7 @@ def attentions(config: Config, now: Situation) -> list[Attention]:
         *_certificate(now, datetime.now(UTC)),
         *_lanes(config, now),
         *_held(now),
-        *_proofs(config, now),
+        *(Attention(what=what, do=do) for what, do in _unproven(config, now)),
         *_reports(config, now),
         *_awaited(now),
         *_oddities(now),
@@ -308,62 +308,9 @@ def _held(now: Situation) -> list[Attention]:
     ]
 
 
-def _proofs(config: Config, now: Situation) -> list[Attention]:
-    """Of destinations that must answer for what they got."""
-    unproven = {one.destination: one for one in (now.journal.unproven if now.journal is not None else ())}
-    found = [
-        Attention(
-            what=f"{name} does not prove what it gets, so none of it is freed: {fact['reason']}",
-            do="Images go there all the same. Let it do for our AE title what 'proof' asks, or set another 'proof'.",
-        )
-        for name, fact in now.proofs.items()
-        if fact["state"] == "refused"
-    ]
-    found += [
-        Attention(
-            what=f"{name} could not be asked whether it answers for what it got: {fact['reason']}",
-            do="We ask again by ourselves; nothing of it is freed meanwhile.",
-        )
-        for name, fact in now.proofs.items()
-        if fact["state"] == "backing off" and now.lanes.get(name, {}).get("state") not in ("backing off", "suspended")
-    ]
-    configured = {one.name for one in config.destinations}
-    found += [_unanswered(config, now, one) for one in unproven.values() if _is_unanswered(config, now, one)]
-    return found + [
-        Attention(
-            what=f"{plural(one.count, 'delivery', 'deliveries')} to {name}, which is no longer in the config, wait for"
-            " its proof, and are never freed",
-            do="Give it back to the config, with another 'proof' perhaps, and restart.",
-        )
-        for name, one in unproven.items()
-        if name not in configured
-    ]
-
-
-def _is_unanswered(config: Config, now: Situation, one: Unproven) -> bool:
-    options = config.destination(one.destination)
-    return (
-        now.journal is not None
-        and isinstance(options, DimseDestination)
-        and now.journal.tick - one.oldest_tick > options.proof_timeout_h * HOUR_MS
-    )
-
-
-def _unanswered(config: Config, now: Situation, one: Unproven) -> Attention:
-    return Attention(
-        what=unproven_words(one, now.journal.tick if now.journal is not None else 0),
-        do=f"Check that it knows where to report: AE title {config.ae_title}, our address, port {now.port or '?'}."
-        if one.asked
-        else "Look whether it shows them; if it has lost them, they are sent again by themselves.",
-    )
-
-
-def unproven_words(one: Unproven, tick: int) -> str:
-    asked = f", {one.asked} of them asked for" if one.asked else ""
-    return (
-        f"{one.destination} has {plural(one.count, 'object')} that it does not answer for yet{asked}:"
-        f" the oldest for {span_of(tick - one.oldest_tick)}"
-    )
+def _unproven(config: Config, now: Situation) -> list[tuple[str, str]]:
+    known = Proving(provers=now.proofs, lanes=now.lanes, journal=now.journal, port=now.port)
+    return complaints(config, known)
 
 
 def _reports(config: Config, now: Situation) -> list[Attention]:

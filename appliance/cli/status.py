@@ -7,8 +7,9 @@ from typing import Any
 import typer
 
 from appliance.cli.opening import FAILED, ConfigOption, JsonOption, config_path, load_config, teaching
-from appliance.cli.situation import Attention, Situation, attentions, awaited_words, look, owed, since, unproven_words
+from appliance.cli.situation import Attention, Situation, attentions, awaited_words, look, owed, since
 from appliance.cli.tables import Column, Output, plural, size_of, span_of
+from appliance.cli.unproven import unproven_words
 from appliance.config import Config, EngineMode
 from appliance.wiring.common import HOUR_MS
 

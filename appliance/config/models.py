@@ -219,7 +219,7 @@ class DimseDestination(_DestinationOptions):
     calling_ae: values.AeTitle | None = Field(default=None, description="AE title we call with; null is ae_title")
     proof: Proof = Field(default=Proof.STORE, description="what frees a local copy")
     proof_timeout_h: float = Field(
-        default=24, gt=0, le=8_760, description="hours to wait for a commitment before it is asked for again"
+        default=24, gt=0, le=8_760, description="hours to wait for that proof before it is asked for, or sent, again"
     )
     timeout_s: Seconds = Field(default=30, description="seconds to wait for an answer")
     max_pdu: PduLength = Field(default=131_072, description="bytes of the longest PDU we take")

@@ -249,7 +249,7 @@ class _Association:
             self._server.observer.rejected(request.calling_ae, self._address, rejection[3])
             self._drain()
             return None
-        accepted = acse.negotiate(request, self._server.policy.accepts_from(request, self._address))
+        accepted = acse.negotiate(request, self._server.policy.accepts_from(request, self._address, self._channel))
         self._socket.sendall(
             acse.encode_accept(
                 AssociateAccept(

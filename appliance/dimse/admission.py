@@ -117,13 +117,14 @@ class Policy:
             return 1, 1, 2, "application context not supported"
         return None
 
-    def accepts_from(self, request: AssociateRequest, address: str) -> Callable[[str], bool]:
+    def accepts_from(self, request: AssociateRequest, address: str, channel: Channel = PLAIN) -> Callable[[str], bool]:
         """Whether an abstract syntax is served to whoever sends this request: what all get, and what is its own.
 
-        To one who may only report nothing is served but that.
+        To one who may only report nothing is served but that; nor to one who would be a peer, and does not prove it.
         """
         ip = _address(address)
-        named, reporting = self._named(request, ip), self._reporting(request, ip)
+        named = [one for one in self._named(request, ip) if _proved(one, channel)]
+        reporting = [one for one in self._reporting(request, ip) if _proved(one, channel)]
         known: list[Known] = [*named, *reporting]
         own = frozenset[str]().union(*(one.services for one in known))
         only_that = bool(reporting) and not named

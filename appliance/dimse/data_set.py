@@ -1,4 +1,4 @@
-"""A small reader and writer of the data sets we must understand ourselves: what storage commitment and MPPS say.
+"""A small reader and writer of the data sets we must understand ourselves: those of storage commitment, MPPS, query.
 
 Implicit and Explicit VR Little Endian (PS3.5 section 7, Annexes A.1 and A.2), sequences of defined and of undefined
 length. Written for hostile input: bounded in bytes, elements and depth, iterative, and it raises DataSetRefused and
@@ -30,6 +30,8 @@ class Tag(IntEnum):
     """The attributes we read or write, by their keywords (PS3.6)."""
 
     SPECIFIC_CHARACTER_SET = 0x00080005
+    SOP_INSTANCE_UID = 0x00080018
+    QUERY_RETRIEVE_LEVEL = 0x00080052
     MODALITY = 0x00080060
     REFERENCED_IMAGE_SEQUENCE = 0x00081140
     REFERENCED_SOP_CLASS_UID = 0x00081150
@@ -48,6 +50,8 @@ class Tag(IntEnum):
 
 _VRS: Mapping[int, bytes] = {
     Tag.SPECIFIC_CHARACTER_SET: b"CS",
+    Tag.SOP_INSTANCE_UID: b"UI",
+    Tag.QUERY_RETRIEVE_LEVEL: b"CS",
     Tag.MODALITY: b"CS",
     Tag.REFERENCED_IMAGE_SEQUENCE: b"SQ",
     Tag.REFERENCED_SOP_CLASS_UID: b"UI",

@@ -26,6 +26,8 @@ class Status(IntEnum):
     PROCESSING_FAILURE = 0x0110
     DUPLICATE_SOP_INSTANCE = 0x0111
     NO_SUCH_SOP_INSTANCE = 0x0112
+    NO_SUCH_EVENT_TYPE = 0x0113
+    INVALID_ARGUMENT_VALUE = 0x0115
     INVALID_SOP_INSTANCE = 0x0117
     NO_SUCH_SOP_CLASS = 0x0118
     MISSING_ATTRIBUTE = 0x0120
@@ -42,6 +44,7 @@ class Operation:
     sop_instance_uid: str  #: "" where none, or none that is valid, was named
     action_type_id: int | None
     data_set: DataSet
+    event_type_id: int | None = None
 
 
 class OperationHandler(Protocol):
@@ -117,6 +120,7 @@ class _Request:
             sop_instance_uid=self._request.sop_instance_uid,
             action_type_id=self._request.action_type_id,
             data_set=read(self._data, self._context.transfer_syntax) if self._data else {},
+            event_type_id=self._request.event_type_id,
         )
 
     def discard(self) -> None:

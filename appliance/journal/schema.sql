@@ -174,6 +174,56 @@ CREATE TABLE commitment_report (
 );
 CREATE INDEX commitment_reported ON commitment_report (reported_tick) WHERE state = 'reported';
 
+-- Destinations that must answer for what they got (config: proof). `walked`: what was delivered before it had to is in
+-- `proof`, too. Owner: forward.
+CREATE TABLE proving (
+    destination TEXT PRIMARY KEY,
+    walked INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- A delivery that its destination must still answer for; it goes with the state that ends that. Born by trigger, in the
+-- transaction that settles it: no lane can forget it. Owner: forward.
+CREATE TABLE proof (
+    delivery INTEGER PRIMARY KEY,
+    destination TEXT NOT NULL,
+    waiting INTEGER NOT NULL,       -- 0: it is being sent again
+    request INTEGER NOT NULL,       -- the proof_request that asks for it now; 0: none
+    failures INTEGER NOT NULL       -- times that the destination did not answer for it
+);
+CREATE INDEX proof_due ON proof (destination, delivery) WHERE waiting=1 AND request=0;
+CREATE INDEX proof_of_request ON proof (request) WHERE request<>0;
+CREATE TRIGGER proof_needed AFTER UPDATE OF state ON delivery
+WHEN NEW.state = 'delivered' AND EXISTS (SELECT 1 FROM proving WHERE destination = NEW.destination) BEGIN
+    INSERT INTO proof VALUES (NEW.id, NEW.destination, 1, 0, 0)
+        ON CONFLICT (delivery) DO UPDATE SET waiting = 1, request = 0;
+END;
+CREATE TRIGGER proof_over AFTER UPDATE OF state ON delivery
+WHEN NEW.state IN ('committed', 'held', 'abandoned') BEGIN
+    DELETE FROM proof WHERE delivery = NEW.id;
+END;
+
+-- A transaction of storage commitment (PS3.4 Annex J), noted before a destination is asked. Owner: forward, which
+-- forgets it some days after it was answered.
+CREATE TABLE proof_request (
+    id INTEGER PRIMARY KEY,
+    destination TEXT NOT NULL,
+    transaction_uid TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL,            -- states.ProofState
+    tick INTEGER NOT NULL,
+    refs BLOB NOT NULL              -- zlib of JSON: [delivery, SOP class UID, SOP Instance UID], ...
+);
+CREATE INDEX proof_request_open ON proof_request (destination, id) WHERE state <> 'answered';
+
+-- What a destination reported of one, noted before it is told so. Born: receive; owner: forward, which deletes it when
+-- it has drawn the consequences.
+CREATE TABLE proof_report (
+    id INTEGER PRIMARY KEY,
+    request INTEGER NOT NULL,
+    tick INTEGER NOT NULL,
+    outcomes BLOB NOT NULL          -- zlib of JSON: [position among the references, failure reason or 0], ...
+);
+CREATE INDEX proof_report_of ON proof_report (request);
+
 -- A performed procedure step, as its modality tells it (MPPS, PS3.4 Annex F), and the series it says it made: evidence,
 -- kept for some weeks. Owner: receive.
 CREATE TABLE performed_step (

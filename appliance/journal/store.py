@@ -21,7 +21,7 @@ from uuid import uuid4
 from appliance.errors import OutOfResources, StoreFailed
 from appliance.journal.clock import Clock, boot_id, boot_time_ms
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 BUSY_MS = 10_000
 CHECKPOINT_MS = 200  # a checkpoint of all holds all writers up while it waits for readers
 _WAL_INDEX = struct.Struct("=14xHI76xI")  # page size, frames, and how many of them are in the database

@@ -7,7 +7,7 @@ from appliance import routing
 from appliance.config import Config
 from appliance.config import Peer as PeerOptions
 from appliance.dimse.acceptor import Acceptor
-from appliance.dimse.admission import Limits, Peer, Policy
+from appliance.dimse.admission import Limits, Peer, Policy, nobody
 from appliance.dimse.services import Services
 from appliance.dimse.sop_classes import (
     MODALITY_PERFORMED_PROCEDURE_STEP,
@@ -37,6 +37,7 @@ from appliance.wiring.common import (
     publish_facts,
 )
 from appliance.wiring.doors import Doors, tls_guard
+from appliance.wiring.reporting import Reporters
 
 LOOK_EVERY_S = 1.0
 FILES_AHEAD = 64  # each costs an inode until it is needed, and saves a sync of its folder
@@ -55,16 +56,18 @@ def run(config: Config, life: Life) -> int:
             discard_unacknowledged(box, life.beat)
     receiver = Receiver(box, proven=not latched)
     doors = Doors(config, guard, log)
+    reporters = Reporters(config)
     telling = _Telling(config, doors, receiver)
     telling.tell()
     acceptor = Acceptor(
         doors.all,
-        _policy(config),
+        _policy(config, reporters),
         _limits(config),
-        Services(storage=receiver, operations=operations(box, receiver)),
+        Services(storage=receiver, operations=operations(box, receiver, reporters.reporting())),
         receiver,
     )
     serving = Worker("acceptor", acceptor.serve, life, log, receiver.failed)
+    Worker("reporters", lambda: reporters.run(life.stopping), life, log, receiver.failed)
     life.ready()
     if latched and not heal(box, life.stopping, life.beat):
         return EX_OK
@@ -127,7 +130,7 @@ def received_routes(config: Config) -> Routes:
     return routes
 
 
-def _policy(config: Config) -> Policy:
+def _policy(config: Config, reporters: Reporters | None = None) -> Policy:
     served = storage_sop_classes() | set(config.receive.private_sop_classes) | {VERIFICATION}
     if config.receive.mpps:
         served |= {MODALITY_PERFORMED_PROCEDURE_STEP}
@@ -136,6 +139,7 @@ def _policy(config: Config) -> Policy:
         any_called_ae=config.receive.any_called_ae,
         peers=[_peer(options) for options in config.receive.peers],
         accepts=served.__contains__,
+        reporters=reporters.admitted if reporters is not None else nobody,
     )
 
 

@@ -1,9 +1,11 @@
 """Orthanc as the PACS: somebody else's server, asked by its REST API what it holds."""
 
+import http.client
 import json
 import os
 import subprocess
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +20,8 @@ STOP_S = 30.0
 class Orthanc:
     """Loopback only, no plugins, takes everything from everybody; ended by its process id."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        """`changes` replace options of Orthanc's."""
         folder.mkdir(parents=True)
         self.port, self._http_port = free_port(), free_port()
         self._log = folder / "log"
@@ -41,7 +44,7 @@ class Orthanc:
             "ConcurrentJobs": 1,
             "HttpThreadsCount": 4,
         }
-        self._config.write_text(json.dumps(options))
+        self._config.write_text(json.dumps(options | changes))
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -74,6 +77,12 @@ class Orthanc:
     def read(self, path: str) -> bytes:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._http_port}{path}", timeout=30) as answer:
             return bytes(answer.read())
+
+    def delete(self, path: str) -> None:
+        asked = http.client.HTTPConnection("127.0.0.1", self._http_port, timeout=30)
+        with closing(asked):
+            asked.request("DELETE", path)
+            assert asked.getresponse().status == 200
 
     def ask(self, path: str) -> Any:
         return json.loads(self.read(path))

@@ -10,6 +10,7 @@ import pytest
 
 from appliance.config import Config
 from appliance.dimse.association import AssociateRequest
+from appliance.dimse.services import Caller
 from appliance.dimse.sop_classes import MODALITY_PERFORMED_PROCEDURE_STEP, STORAGE_COMMITMENT_PUSH
 from appliance.errors import StoreFailed
 from appliance.journal.store import Journal
@@ -19,7 +20,9 @@ from appliance.stages.confirm import Desk
 from appliance.wiring import forward, receive
 from appliance.wiring.common import EX_FAILED, EX_LATCHED, EX_OK, Worker, join, publish_facts
 from appliance.wiring.confirm import confirmers
+from appliance.wiring.reporting import Reporters
 from tests.journals import CT_IMAGE, SERIES
+from tests.waiting import eventually
 
 LIMITS = Reserve(free_bytes=0, free_inodes=0, journal_bytes=0)
 
@@ -92,12 +95,16 @@ def test_a_spool_is_given_to_one_journal_and_to_no_other(tmp_path: Path) -> None
 @pytest.mark.promise("P4")
 def test_the_configured_proof_is_what_frees_a_copy(tmp_path: Path) -> None:
     options = {"kind": "dimse", "host": "127.0.0.1", "port": 104, "called_ae": "PACS", "takes": ["image"], "keep_h": 2}
-    named = [{**options, "name": proof, "proof": proof} for proof in ("store", "commitment")]
+    named = [{**options, "name": proof, "proof": proof} for proof in ("store", "commitment", "find")]
     config = Config.model_validate({"state": str(tmp_path), "destinations": named})
     spool = Spool(tmp_path / "spool", "received", LIMITS)
     retainer = forward._retainer(config, Journal(tmp_path / "j", "forward"), spool, lambda *_: None)
     keeps = retainer._upkeep.rules.keeps
-    assert {name: keep.commitment for name, keep in keeps.items()} == {"store": False, "commitment": True}
+    assert {name: keep.commitment for name, keep in keeps.items()} == {
+        "store": False,
+        "commitment": True,
+        "find": True,
+    }
     assert {keep.keep_ms for keep in keeps.values()} == {2 * 3_600_000}
 
 
@@ -145,3 +152,53 @@ def test_an_ae_title_at_several_addresses_is_answered_once(tmp_path: Path) -> No
     spool = Spool(tmp_path / "spool", "received", LIMITS)
     desk = Desk(journal=Journal(tmp_path / "j", "forward"), log=lambda *_: None, changed=lambda: None)
     assert [one.calling_ae for one in confirmers(config, spool, desk)] == ["CT01"]
+
+
+def committing(*changes: dict[str, Any], **receive_options: Any) -> Reporters:
+    options = {"name": "pacs", "kind": "dimse", "host": "192.0.2.1", "port": 104, "called_ae": "PACS"}
+    options |= {"takes": ["image"], "proof": "commitment"}
+    return Reporters(
+        Config.model_validate(
+            {"destinations": [{**options, **change} for change in changes], "receive": receive_options}
+        )
+    )
+
+
+@pytest.mark.promise("P9")
+def test_only_destinations_that_are_asked_for_commitment_may_report_and_only_from_where_they_are() -> None:
+    reporters = committing(
+        {"calling_ae": "EDGE"},
+        {"name": "two", "called_ae": "TWO", "host": "2001:db8::1"},
+        {"name": "look", "called_ae": "LOOK", "proof": "find"},
+        {"name": "store", "called_ae": "STORE", "proof": "store"},
+        {"name": "named", "called_ae": "NAMED", "host": "localhost"},
+        {"name": "nowhere", "called_ae": "NOWHERE", "host": "nowhere.invalid"},
+    )
+    admitted = reporters.admitted()
+    assert [(one.ae_title, str(one.network), one.knows_us_as) for one in admitted] == [
+        ("PACS", "192.0.2.1/32", "EDGE"),
+        ("TWO", "2001:db8::1/128", "SCANSIDE"),
+    ]
+    stopping = threading.Event()
+    looking = threading.Thread(target=reporters.run, args=(stopping,), daemon=True)
+    looking.start()
+    eventually(lambda: len(reporters.admitted()) > 2, 20.0, "the name is looked up")
+    stopping.set()
+    looking.join(10.0)
+    assert ("NAMED", "127.0.0.1/32") in [(one.ae_title, str(one.network)) for one in reporters.admitted()]
+    assert not any(one.ae_title == "NOWHERE" for one in reporters.admitted())
+    caller = Caller(number=1, calling_ae="NAMED", called_ae="SCANSIDE", address="::ffff:127.0.0.1")
+    assert reporters.reporting().destinations(caller) == {"named"}
+
+
+@pytest.mark.promise("P9")
+def test_a_destination_with_tls_reports_with_its_certificate_where_we_ask_for_one(tmp_path: Path) -> None:
+    papers = {name: tmp_path / f"{name}.pem" for name in ("ca", "certificate", "key")}
+    for file in papers.values():
+        file.touch()
+    ours = {name: str(file) for name, file in papers.items()}
+    tls = {"tls": {"ca": ours["ca"]}}
+    named = {"name": "two", "tls": {"ca": ours["ca"], "server_name": "pacs.example"}}
+    found = committing(tls, named, {"name": "three"}, tls=ours).admitted()
+    assert [one.certificate for one in found] == ["192.0.2.1", "pacs.example", ""]
+    assert [one.certificate for one in committing(tls).admitted()] == [""]

@@ -20,6 +20,7 @@ from appliance.states import (
     DELIVERY,
     JOB,
     MACHINES,
+    PROOF,
     REPORT,
     SERIES,
     STEP,
@@ -27,6 +28,7 @@ from appliance.states import (
     Event,
     JobState,
     Machine,
+    ProofState,
     ReportState,
     SeriesState,
     StepState,
@@ -41,8 +43,9 @@ STATES: dict[str, type[StrEnum]] = {
     "delivery": DeliveryState,
     "step": StepState,
     "report": ReportState,
+    "proof": ProofState,
 }
-ALL: tuple[Machine[Any], ...] = (*MACHINES, STEP, REPORT)
+ALL: tuple[Machine[Any], ...] = (*MACHINES, STEP, REPORT, PROOF)
 LEGAL = [(machine, state, event, after) for machine in ALL for (state, event), after in machine.steps.items()]
 ILLEGAL = [
     (machine, state, event)

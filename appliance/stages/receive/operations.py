@@ -8,15 +8,18 @@ from appliance.dimse.sop_classes import MODALITY_PERFORMED_PROCEDURE_STEP, STORA
 from appliance.stages.receive.commitment import CommitmentRequests
 from appliance.stages.receive.context import Inbox
 from appliance.stages.receive.performed import PerformedSteps
+from appliance.stages.receive.proofs import CommitmentService, Reporting
 from appliance.stages.receive.stage import Receiver
 
 
-def operations(box: Inbox, receiver: Receiver) -> Mapping[str, Operations]:
-    """All that are built; which of them a peer may ask for, negotiation decides."""
+def operations(box: Inbox, receiver: Receiver, reporting: Reporting | None = None) -> Mapping[str, Operations]:
+    """All that are built; which of them a peer may ask for, negotiation decides. None: nobody reports to us."""
     allowance = Allowance()
-    commitment = CommitmentRequests(box, receiver.check_trusted)
+    requests = CommitmentRequests(box, receiver.check_trusted)
+    commitment = CommitmentService(box, receiver.check_trusted, requests, reporting) if reporting else requests
+    answers = [CommandField.N_ACTION, *([CommandField.N_EVENT_REPORT] if reporting else [])]
     steps = PerformedSteps(box, receiver.check_trusted, receiver.closer.look)
     return {
-        STORAGE_COMMITMENT_PUSH: Operations([CommandField.N_ACTION], commitment, allowance),
+        STORAGE_COMMITMENT_PUSH: Operations(answers, commitment, allowance),
         MODALITY_PERFORMED_PROCEDURE_STEP: Operations([CommandField.N_CREATE, CommandField.N_SET], steps, allowance),
     }
