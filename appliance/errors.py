@@ -14,6 +14,7 @@ ScansideError
 ├── CertificateUnusable         a certificate or key of ours cannot be used: no connection without it
 ├── PackageInvalid              an engine package is not what its manifest says: not loaded
 ├── CannotAnalyse               an engine cannot take this input: "not analysed: reason"
+├── CannotRecode                an object cannot be had in another transfer syntax: as stored, or held
 └── RuntimeFailed               the runtime child failed or was killed at its deadline
     └── RuntimeCancelled            the caller withdrew the question: says nothing of the engine
 """
@@ -67,6 +68,10 @@ class TransientDeliveryError(DeliveryError):
     """May succeed later by itself: try again, backed off, for ever."""
 
 
+class AssociationDenied(TransientDeliveryError):
+    """The destination takes no association now, and says so: it may be one too many."""
+
+
 class AnswerLate(TransientDeliveryError):
     """All was sent, and no answer came in time: the destination may have taken it."""
 
@@ -97,6 +102,10 @@ class CannotAnalyse(ScansideError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+class CannotRecode(ScansideError):
+    """An object cannot be re-encoded without loss; another one perhaps can."""
 
 
 class RuntimeFailed(ScansideError):

@@ -1,9 +1,11 @@
 """The two seams with more than one real implementation: where things are sent, and what runs an engine."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +28,14 @@ class Outgoing(Protocol):
     def size(self) -> int: ...
 
 
-#: Called before each piece of an object: waits until it may be sent, and says how many bytes at most.
-#: Raises TransientDeliveryError where the object shall not be sent to its end now.
-Turn = Callable[[], int]
-LONGEST_PIECE = 1 << 20
+#: Called before each piece of an object with how many bytes it would be: waits until some may go, and says how many.
+#: They count as sent. Raises TransientDeliveryError where the object shall not be sent to its end now.
+Turn = Callable[[int], int]
 
 
-def at_once() -> int:
+def at_once(wanted: int) -> int:
     """A Turn that never waits."""
-    return LONGEST_PIECE
+    return wanted
 
 
 class Session(Protocol):
@@ -65,6 +66,59 @@ class Session(Protocol):
     @property
     def round_trip_s(self) -> float:
         """The least that was seen; 0: not known, or none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What went over the line for an object."""
+
+    transfer_syntax_uid: str
+    size: int  #: bytes of the data set
+
+
+@runtime_checkable
+class RecodingSession(Protocol):
+    """What a Session has besides, where it may send an object in another transfer syntax than it is stored in."""
+
+    @property
+    def sent(self) -> Sent | None:
+        """What the last `send` sent instead of the object as it is stored; None: just that."""
+        ...
+
+    @property
+    def prepares(self) -> bool:
+        """Whether it is worth telling it what comes next."""
+        ...
+
+    def prepare(self, item: Outgoing, path: Path) -> None:
+        """Begin with what takes time before this one can be sent; waits for nothing. It may never be sent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recoding:
+    """A stored Part 10 file that is wanted in another transfer syntax, and where to."""
+
+    source: Path
+    target: Path  #: made anew; whoever asked removes it
+    transfer_syntax_uid: str
+    most: int  #: bytes that it may have
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recoded:
+    """It is there, and was compared with its source."""
+
+    size: int  #: bytes
+    seconds: float  #: that it took
+
+
+class Recoder(Protocol):
+    """Who decodes and encodes, without loss, at a distance from what may go wrong. One thing at a time, in order."""
+
+    def recode(self, wanted: Recoding) -> Future[Recoded]:
+        """Waits for nothing. The future raises CannotRecode; RuntimeFailed where there is nobody to do it just now."""
         ...
 
 

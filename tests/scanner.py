@@ -74,8 +74,8 @@ def part10(folder: Path, number: int, pixels: bytes = b"pixel" * 200, *, series:
 class Client:
     """One connection to an acceptor, byte by byte if need be."""
 
-    def __init__(self, port: int, timeout_s: float = 5.0) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+    def __init__(self, port: int, timeout_s: float = 5.0, host: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection((host, port), timeout=timeout_s)
         self.reader = PduReader(1 << 17)
         self._events: Iterator[Control | Fragment] = iter(())
 

@@ -5,6 +5,7 @@ scanner sends five images and counts what it was told; then the process is start
 compared with what the scanner counted.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import psutil
@@ -104,6 +106,9 @@ class Station:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.state = folder, folder / "var"
+        # An address of its own: on one that others share, the next may be given the port that this one is about to use,
+        # and its scanner be answered by somebody else's receiver.
+        self.host = str(IPv4Address("127.1.0.0") + int.from_bytes(hashlib.sha256(str(folder).encode()).digest()[:2]))
         self.port = 0
 
     @classmethod
@@ -121,12 +126,16 @@ class Station:
 
     def _command(self) -> list[str]:
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((self.host, 0))
             self.port = int(probe.getsockname()[1])
         settings = {
             "state": str(self.state),
             "engines_dir": str(self.folder / "engines"),
-            "receive": {"port": self.port, "peers": [{"ae_title": "CT01", "address": "127.0.0.1"}]},
+            "receive": {
+                "bind": self.host,
+                "port": self.port,
+                "peers": [{"ae_title": "CT01", "address": "127.0.0.0/8"}],
+            },
             "reserve": {"free_mb": 1, "free_inodes": 0, "journal_mb": 1},
             "destinations": [{"name": "pacs", "kind": "folder", "path": str(self.folder), "takes": ["image"]}],
         }
@@ -201,7 +210,7 @@ class Station:
 
         def attempt() -> Client | bool:
             try:
-                return Client(self.port, ANSWER_S)
+                return Client(self.port, ANSWER_S, self.host)
             except ConnectionError:
                 return process.poll() is not None
 

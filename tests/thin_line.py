@@ -1,27 +1,32 @@
-"""A thin line in front of a server: all connections through it share so many bytes a second on their way there."""
+"""A thin line in front of a server: one queue for all connections, first in, first out, so many bytes a second.
 
+What a sender has handed over cannot be overtaken any more, as on a real line. The way back is free.
+"""
+
+import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 PIECE = 1 << 12
-BUFFER = 1 << 14  # of the line's own sockets: what a sender has got rid of is on its way
+BUFFER = 1 << 14  # of the line's own sockets
+LONGEST_QUEUE = 8  # pieces on the line
 
 
 class ThinLine:
-    """`with` opens it, on `port`. The way back is free."""
+    """`with` opens it, on `port`."""
 
     def __init__(self, server_port: int, bytes_s: float) -> None:
         self.bytes_s = bytes_s
+        self.carried: list[tuple[float, int, int]] = []  #: when, number of the connection, bytes
+        self.open_now = self.most_open = 0
         self._server_port = server_port
         self._lock = threading.Lock()
-        self._free_at = 0.0
+        self._queue: queue.Queue[tuple[int, socket.socket, bytes]] = queue.Queue(LONGEST_QUEUE)
         self._sockets: list[socket.socket] = []
-        self.open_now = self.most_open = 0
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         self._listener.bind(("127.0.0.1", 0))
@@ -29,7 +34,8 @@ class ThinLine:
 
     def __enter__(self) -> Self:
         self._listener.listen()
-        self._thread(self._accept)
+        threading.Thread(target=self._carry, daemon=True).start()
+        threading.Thread(target=self._accept, daemon=True).start()
         return self
 
     def __exit__(
@@ -40,33 +46,42 @@ class ThinLine:
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
 
-    def _thread(self, work: Callable[..., None], *arguments: object) -> None:
-        threading.Thread(target=work, args=arguments, daemon=True).start()
+    def carried_since(self, when: float, *, but: int = -1) -> int:
+        """Bytes of all connections but this one."""
+        return sum(size for moment, number, size in list(self.carried) if moment >= when and number != but)
 
     def _accept(self) -> None:
         with suppress(OSError):
-            while True:
+            for number in range(1 << 30):
                 near, _ = self._listener.accept()
                 far = socket.create_connection(("127.0.0.1", self._server_port))
-                far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
                 for one in (near, far):
                     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._sockets += [near, far]
-                self._thread(self._there, near, far)
-                self._thread(self._back, far, near)
+                threading.Thread(target=self._there, args=(number, near, far), daemon=True).start()
+                threading.Thread(target=self._back, args=(far, near), daemon=True).start()
 
-    def _there(self, near: socket.socket, far: socket.socket) -> None:
+    def _there(self, number: int, near: socket.socket, far: socket.socket) -> None:
         with self._lock:
             self.open_now += 1
             self.most_open = max(self.most_open, self.open_now)
         with suppress(OSError):
             while piece := near.recv(PIECE):
-                self._take_time(len(piece))
-                far.sendall(piece)
+                self._queue.put((number, far, piece))
         with self._lock:
             self.open_now -= 1
-        with suppress(OSError):
-            far.shutdown(socket.SHUT_WR)
+        self._queue.put((number, far, b""))
+
+    def _carry(self) -> None:
+        while True:
+            number, far, piece = self._queue.get()
+            time.sleep(len(piece) / self.bytes_s)  # this is the line, not a wait for something
+            self.carried.append((time.monotonic(), number, len(piece)))
+            with suppress(OSError):
+                if piece:
+                    far.sendall(piece)
+                else:
+                    far.shutdown(socket.SHUT_WR)
 
     @staticmethod
     def _back(far: socket.socket, near: socket.socket) -> None:
@@ -75,10 +90,3 @@ class ThinLine:
                 near.sendall(piece)
         with suppress(OSError):
             near.shutdown(socket.SHUT_WR)
-
-    def _take_time(self, size: int) -> None:
-        with self._lock:
-            now = time.monotonic()
-            self._free_at = max(self._free_at, now) + size / self.bytes_s
-            wait_s = self._free_at - now
-        time.sleep(wait_s)  # this is the line, not a wait for something

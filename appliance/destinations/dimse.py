@@ -1,19 +1,20 @@
 """A DICOM node as a destination: C-STORE, and what each answer means for a delivery."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from appliance.destinations.reencoding import Line, Reencoder
 from appliance.dimse.association import MAX_CONTEXTS
-from appliance.dimse.header import part10
+from appliance.dimse.header import Part10, part10
 from appliance.dimse.pieces import unreadable
 from appliance.dimse.requestor import VERIFICATION_PAIR, Pair, RequestedAssociation, connect
 from appliance.dimse.wire import Target
 from appliance.errors import AnswerLate, DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
-from appliance.ports import Outgoing, Turn, at_once
-
+from appliance.ports import Outgoing, Sent, Turn, at_once
 
 MOST_PATIENCE_S = 900.0  # for an answer, of a destination that was late again and again
 FORGETTING = 0.99  # of it after each answer in time
@@ -66,27 +67,33 @@ def judge(status: int) -> Rule:
 class DimseNode:
     """A ports.Destination: a DICOM application entity that takes C-STORE."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
+    def __init__(self, target: Target, reencoder: Reencoder | None = None) -> None:
+        """`reencoder`: has what it need not, or cannot, take as it is stored; None: all is sent as it is stored."""
+        self._target, self._reencoder = target, reencoder
         self._once_taken: set[Pair] = set()
         self._patience_s = target.timeout_s
+        self._bytes_s = 0.0
 
     def open(self, items: Sequence[Outgoing]) -> "DimseSession":
         """Propose what the items need, as far as MAX_CONTEXTS go; the first items count most. And Verification: a node
         that takes not even that takes nothing just now, as while it starts.
         """
         pairs = list(dict.fromkeys((item.sop_class_uid, item.transfer_syntax_uid) for item in items))
+        stored = pairs[: MAX_CONTEXTS - 1]
+        if self._reencoder is not None:
+            pairs = list(dict.fromkeys([*stored, *self._reencoder.pairs(stored)]))
         proposed = frozenset(pairs[: MAX_CONTEXTS - 1])
-        target = replace(self._target, answer_s=self._patience_s)
+        target = replace(self._target, answer_s=self._patience_s, bytes_s=self._bytes_s)
         association = connect(target, [*pairs[: MAX_CONTEXTS - 1], VERIFICATION_PAIR])
         if self._takes_nothing_now(proposed, association.taken):
             association.release()
             raise DestinationRefused("no presentation context was accepted")
         self._once_taken |= proposed & association.taken
-        return DimseSession(association, proposed, self._answered)
+        return DimseSession(association, frozenset(stored), self._answered, self._reencoder)
 
-    def _answered(self, *, late: bool) -> None:
+    def _answered(self, bytes_s: float, *, late: bool) -> None:
         """One that answers late is given longer from the next association on: else all would be sent for ever."""
+        self._bytes_s = bytes_s
         if late:
             self._patience_s = max(self._target.timeout_s, min(2 * self._patience_s, MOST_PATIENCE_S))
         else:
@@ -109,12 +116,20 @@ class DimseSession:
     """A ports.Session: one association."""
 
     def __init__(
-        self, association: RequestedAssociation, proposed: frozenset[Pair], answered: Callable[..., None]
+        self,
+        association: RequestedAssociation,
+        proposed: frozenset[Pair],
+        answered: Callable[..., None],
+        reencoder: Reencoder | None = None,
     ) -> None:
-        """`answered` is told whether an answer to a C-STORE was `late`."""
+        """`answered` is told the goodput, and whether an answer to a C-STORE was `late`."""
         self._association = association
         self._proposed = proposed
         self._answered = answered
+        self._reencoder = reencoder
+        self.sent: Sent | None = None  #: see ports.RecodingSession
+        if reencoder is not None:
+            reencoder.opened()
 
     def __enter__(self) -> Self:
         return self
@@ -122,6 +137,8 @@ class DimseSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._reencoder is not None:
+            self._reencoder.closed()
         self._association.__exit__(kind, error, trace)
 
     @property
@@ -138,23 +155,53 @@ class DimseSession:
 
     def send(self, item: Outgoing, path: Path, turn: Turn = at_once) -> str:
         """See ports.Session. The peer's error comment stays out of the texts: it may name the patient (P10)."""
+        self.sent = None
         if (item.sop_class_uid, item.transfer_syntax_uid) not in self._proposed:
             raise TransientDeliveryError("not proposed in this association")
-        try:
-            stored = part10(path)
-        except (OSError, ValueError) as error:
-            raise unreadable(error) from error
-        identity = (item.sop_class_uid, item.sop_instance_uid, item.transfer_syntax_uid)
-        if identity != (stored.sop_class_uid, stored.sop_instance_uid, stored.transfer_syntax_uid):
-            raise ObjectRefused("stored file holds another object")
+        stored = _stored(item, path)
+        if self._reencoder is None or not self.alive:
+            return self._store(stored, turn)
+        with self._reencoder.outgoing(stored, self._line) as outgoing:
+            text = self._store(outgoing, turn)
+        if outgoing is not stored:
+            self.sent = Sent(transfer_syntax_uid=outgoing.transfer_syntax_uid, size=outgoing.size)
+        return text
+
+    @property
+    def prepares(self) -> bool:
+        """See ports.RecodingSession."""
+        return self._reencoder is not None and self._reencoder.busy
+
+    def prepare(self, item: Outgoing, path: Path) -> None:
+        """See ports.RecodingSession."""
+        if self._reencoder is not None and (item.sop_class_uid, item.transfer_syntax_uid) in self._proposed:
+            with suppress(ObjectRefused, TransientDeliveryError):  # `send` says so, if it comes to that
+                self._reencoder.prepare(_stored(item, path), self._line)
+
+    @property
+    def _line(self) -> Line:
+        return Line(taken=self._association.taken, bytes_s=self.bytes_s)
+
+    def _store(self, stored: Part10, turn: Turn) -> str:
         try:
             status = self._association.store(stored, turn).status
         except AnswerLate:
-            self._answered(late=True)
+            self._answered(self.bytes_s, late=True)
             raise
-        self._answered(late=False)
+        self._answered(self.bytes_s, late=False)
         rule = judge(status)
         text = f"0x{status:04X} {rule.meaning}" if status else ""
         if rule.error is not None:
             raise rule.error(text, status)
         return text
+
+
+def _stored(item: Outgoing, path: Path) -> Part10:
+    try:
+        stored = part10(path)
+    except (OSError, ValueError) as error:
+        raise unreadable(error) from error
+    identity = (item.sop_class_uid, item.sop_instance_uid, item.transfer_syntax_uid)
+    if identity != (stored.sop_class_uid, stored.sop_instance_uid, stored.transfer_syntax_uid):
+        raise ObjectRefused("stored file holds another object")
+    return stored

@@ -19,6 +19,7 @@ from appliance.disk import sync_folder
 from appliance.errors import DestinationRefused, TransientDeliveryError
 from appliance.ports import Outgoing, Turn, at_once
 
+_CHUNK = 1 << 20
 _NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 
@@ -69,7 +70,7 @@ class FolderSession:
         try:
             with source:
                 digest = hashlib.sha256(f"{item.sop_instance_uid}\0{item.transfer_syntax_uid}\0".encode())
-                pieces = iter(lambda: _read(source, turn()), b"")
+                pieces = iter(lambda: _read(source, turn(_CHUNK)), b"")
                 _copy(pieces, part, lambda at, piece: digest.update(piece[max(0, offset - at) :]))
             part.rename(self._path / f"{digest.hexdigest()[:40]}.dcm")
             sync_folder(self._path)

@@ -23,22 +23,22 @@ class Pieces:
         self._buffer = memoryview(b"")
 
     def of(
-        self, fd: int, item: Part10, context_id: int, allowed: Callable[[], int]
+        self, fd: int, item: Part10, context_id: int, allowed: Callable[[int], int]
     ) -> Iterator[list[bytes | memoryview]]:
-        """PDUs of at most `allowed()` bytes of data per list, asked before each; views die when the next is asked for.
+        """PDUs of as many bytes of data per list as `allowed` says, asked with what is left; the views die at the next.
 
         A deflated stream of odd length gets the NUL that PS3.5 A.5 has follow it; else nothing is added.
         """
         pad = bytes(item.size % 2 if item.transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN else 0)
         done = 0
         while True:
-            size, pdu = self._sizes(allowed())
-            chunk = self._room(size)[: min(size, item.size - done)]
+            left = item.size - done
+            chunk = self._room(left, allowed(left))
             _fill(chunk, fd, item.data_set_offset + done)
             done += len(chunk)
             parts: list[bytes | memoryview] = []
-            for at in range(0, len(chunk) or 1, pdu):
-                piece = chunk[at : at + pdu]
+            for at in range(0, len(chunk) or 1, self._longest):
+                piece = chunk[at : at + self._longest]
                 end = pad if (is_last := done == item.size and at + len(piece) == len(chunk)) else b""
                 length = len(piece) + len(end)
                 parts += [p_data_header(context_id, is_command=False, is_last=is_last, size=length), piece, end]
@@ -46,16 +46,13 @@ class Pieces:
             if done == item.size:
                 return
 
-    def _sizes(self, allowed: int) -> tuple[int, int]:
-        """Bytes to read, and of a PDU: even, as fragments of a data set are."""
-        allowed = max(LEAST, min(allowed, CHUNK)) & ~1
-        pdu = min(self._longest, allowed)
-        return pdu * max(1, min(allowed // pdu, IOV // 3 - 1)), pdu
-
-    def _room(self, size: int) -> memoryview:
+    def _room(self, left: int, allowed: int) -> memoryview:
+        """For so many bytes; even, as fragments of a data set are, but for the last."""
+        most = min(CHUNK, self._longest * (IOV // 3 - 1))
+        size = min(left, max(LEAST, min(allowed, most)) & ~1)
         if len(self._buffer) < size:
             self._buffer = memoryview(bytearray(size))
-        return self._buffer
+        return self._buffer[:size]
 
 
 def _fill(chunk: memoryview, fd: int, offset: int) -> None:

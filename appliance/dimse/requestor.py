@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -33,11 +34,12 @@ from appliance.dimse.pdu import (
     encode_release_rp,
     encode_release_rq,
 )
-from appliance.dimse.pieces import CHUNK, Pieces, unreadable
+from appliance.dimse.pieces import Pieces, unreadable
 from appliance.dimse.sop_classes import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
 from appliance.dimse.wire import Target, Wire
 from appliance.errors import (
     AnswerLate,
+    AssociationDenied,
     DestinationRefused,
     ObjectRefused,
     RemoteProtocolError,
@@ -142,7 +144,7 @@ class RequestedAssociation:
             if answer.type is PduType.ASSOCIATE_RJ:
                 rejection = decode_reject(answer.body)
                 self._close()
-                error = TransientDeliveryError if rejection.is_transient else DestinationRefused
+                error = AssociationDenied if rejection.is_transient else DestinationRefused
                 raise error(f"association {rejection.text}")
             accept = decode_accept(answer.body)
             for context in accept.contexts:
@@ -161,7 +163,7 @@ class RequestedAssociation:
             self._wire.send([dimse.encode(request, context_id)])
             return self._answer_to(request)
 
-    def store(self, item: Part10, turn: Callable[[], int] = lambda: CHUNK) -> Answer:
+    def store(self, item: Part10, turn: Callable[[int], int] = lambda wanted: wanted) -> Answer:
         """C-STORE the data set of a Part 10 file, byte for byte; `turn` is asked before each piece of it (ports.Turn).
 
         Raises TransientDeliveryError (the association is over), ObjectRefused where its context was not accepted, the
@@ -176,7 +178,7 @@ class RequestedAssociation:
         try:
             with self._ends_on_error():
                 parts: list[bytes | memoryview] = [dimse.encode(request, context_id)]
-                for more in self._cutter.of(fd, item, context_id, lambda: min(turn(), self._wire.meter.piece)):
+                for more in self._cutter.of(fd, item, context_id, partial(self._wire.meter.piece_of, turn)):
                     self._wire.send(parts + more)
                     self._wire.meter.look()
                     parts = []

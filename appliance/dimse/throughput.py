@@ -6,16 +6,18 @@ many seconds' worth, and a report would queue behind it. So pieces and buffers a
 
 import socket
 import struct
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-UNSENT_S = 0.2  # bytes that wait in the socket are worth no more
+UNSENT_S = 0.2  # bytes that wait in the socket are worth no more, once the line is known
 PIECE_S = 0.1  # nor is what is handed over at a time
 FIRST_PIECE = 1 << 16  # bytes, until something was measured
 LEAST_PIECE, MOST_PIECE = 1 << 12, 1 << 20
 WINDOW_S, WINDOW_BYTES = 0.05, 4 << 20  # of one measurement
 SETTLED_S = 1.0  # of sending, before which slow start hides what the line can do
-#: Linux takes no more (net.core.wmem_max as shipped), and tunes larger buffers itself as long as nobody sets one.
+#: What any Linux takes (net.core.wmem_max is no more on many); larger buffers it tunes itself while nobody sets one.
 MOST_SET_BUFFER = 212_992
 
 _TCP_NOTSENT_LOWAT = 25
@@ -51,12 +53,13 @@ def counts(connection: socket.socket) -> Counts | None:
 class Meter:
     """One connection's goodput, and what follows from it. Used by the thread that sends."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, bytes_s: float = 0.0) -> None:
+        """`bytes_s`: what an earlier connection to the same peer carried; 0: not known."""
         self._connection = connection
         self._last = counts(connection)
         self._limited = False
-        self._let_wait(2 * FIRST_PIECE)
-        self.bytes_s = 0.0  #: 0: not known yet
+        self.bytes_s = bytes_s  #: 0: not known yet
+        self._let_wait(max(LEAST_PIECE, int(bytes_s * UNSENT_S)) if bytes_s else 2 * FIRST_PIECE)
         self.round_trip_s = 0.0
 
     @property
@@ -66,6 +69,14 @@ class Meter:
             return FIRST_PIECE
         return max(LEAST_PIECE, min(int(self.bytes_s * PIECE_S), MOST_PIECE)) & ~1
 
+    def piece_of(self, turn: Callable[[int], int], left: int) -> int:
+        """Bytes to hand over next of so many; `turn` may make them wait, and fewer (ports.Turn)."""
+        asked = time.monotonic()
+        granted = turn(min(self.piece, left))
+        if time.monotonic() - asked > WINDOW_S:
+            self._last = counts(self._connection)  # what went out meanwhile says nothing of the line
+        return granted
+
     def look(self) -> None:
         """To be called between pieces."""
         now = counts(self._connection)
@@ -73,6 +84,8 @@ class Meter:
             return
         busy_s, acked = now.busy_s - self._last.busy_s, now.acked - self._last.acked
         if not acked or (busy_s < WINDOW_S and acked < WINDOW_BYTES):
+            return
+        if acked < FIRST_PIECE and busy_s < SETTLED_S:  # a few packets tell of the round trip, not of the line
             return
         rate = acked / max(busy_s, 1e-4)
         self.bytes_s = (self.bytes_s + rate) / 2 if self.bytes_s else rate
@@ -84,13 +97,19 @@ class Meter:
         """Bound what waits: unsent bytes, and where the line is thin those in its queues, too."""
         self._let_wait(max(LEAST_PIECE, int(self.bytes_s * UNSENT_S)))
         buffer = int(self.bytes_s * (self.round_trip_s + UNSENT_S))
-        with suppress(OSError):  # an older kernel: then it is less exact
-            if buffer <= MOST_SET_BUFFER:
-                self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, max(LEAST_PIECE, buffer))
-                self._limited = True
-            elif self._limited:
+        if buffer <= MOST_SET_BUFFER:
+            self._set_buffer(max(LEAST_PIECE, buffer))
+            self._limited = True
+        elif self._limited:
+            try:
                 self._connection.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
-                self._limited = False
+            except OSError:  # before Linux 5.14
+                self._set_buffer(MOST_SET_BUFFER)
+            self._limited = False
+
+    def _set_buffer(self, size: int) -> None:
+        with suppress(OSError):
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
     def _let_wait(self, unsent: int) -> None:
         with suppress(OSError):

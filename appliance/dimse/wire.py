@@ -47,6 +47,7 @@ class Target:
     timeout_s: float = 30.0  #: to connect, for an answer, and for bytes to move
     answer_s: float = 0.0  #: to wait for the answer to an object; 0: timeout_s
     max_pdu: int = 131072  #: longest P-DATA body, sent and received
+    bytes_s: float = 0.0  #: what an earlier connection carried; 0: not known
     congestion: str = ""  #: the kernel's congestion control to send with, where it has that; "": the system's own
     security: Security | None = None  #: None: plain TCP
 
@@ -61,7 +62,7 @@ class Wire:
         self._reader = PduReader(target.max_pdu, _READER_SIZE)
         self._events: Iterator[Event] = iter(())
         self._heard = False  # of the peer, anything at all
-        self.meter = Meter(self._socket)
+        self.meter = Meter(self._socket, target.bytes_s)
 
     def tune(self) -> None:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -71,6 +72,8 @@ class Wire:
 
     def send(self, parts: Sequence[bytes | memoryview]) -> None:
         views = [memoryview(part) for part in parts]
+        if self._target.security is not None:  # TLS takes one piece, and copies it in any case
+            views = [memoryview(b"".join(views))]
         deadline = self.deadline(sum(len(view) for view in views))
         first = 0
         while first < len(views):
@@ -85,7 +88,7 @@ class Wire:
     def _write(self, views: Sequence[memoryview]) -> int:
         if self._target.security is None:
             return self._socket.sendmsg(views)
-        return self._socket.send(b"".join(views))  # TLS takes one piece, and copies it in any case
+        return self._socket.send(views[0])
 
     def event(self, deadline: float) -> Event:
         """The next event; its view dies at the one after. Raises what ends the association."""

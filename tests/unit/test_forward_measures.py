@@ -7,10 +7,9 @@ import pytest
 
 from appliance.errors import TransientDeliveryError
 from appliance.model import Delivery, Urgency
-from appliance.ports import LONGEST_PIECE
 from appliance.stages.forward.gauge import FIRST_LOOK, REFUSED_S, TRY_AGAIN_S, Gauge
 from appliance.stages.forward.timetable import Hours, Paced, Timetable
-from appliance.stages.forward.turns import KEEP_ALIVE_BYTES, KEEP_ALIVE_S, Turns
+from appliance.stages.forward.turns import KEEP_ALIVE_BYTES, KEEP_ALIVE_S, LINE_TAKEN_S, Turns
 
 NIGHT = Hours(first=19 * 60, end=7 * 60)
 DAY = Hours(first=7 * 60, end=19 * 60)
@@ -101,19 +100,26 @@ def delivery(urgency: Urgency) -> Delivery:
     )
 
 
-IMAGE, RESULT = delivery(Urgency.IMAGE), delivery(Urgency.RESULT)
+IMAGE, RESULT, URGENT = (delivery(urgency) for urgency in (Urgency.IMAGE, Urgency.RESULT, Urgency.URGENT_SR))
+PIECE = 1 << 16
 
 
-def test_an_image_waits_for_a_result_and_says_a_little_now_and_then() -> None:
+def test_what_waits_says_a_little_now_and_then() -> None:
     turns = Turns(Timetable())
-    with turns.turn(IMAGE) as image:
-        assert image() == LONGEST_PIECE
-        with turns.turn(RESULT) as result:
-            assert result() == LONGEST_PIECE
-            begun = time.monotonic()
-            assert image() == KEEP_ALIVE_BYTES
-            assert time.monotonic() - begun >= KEEP_ALIVE_S - 0.1
-        assert image() == LONGEST_PIECE
+    with turns.turn(IMAGE) as image, turns.turn(RESULT) as result:
+        stop = threading.Event()
+
+        def keep_the_line() -> None:
+            while not stop.wait(LINE_TAKEN_S / 4):
+                result(PIECE)
+
+        thread = threading.Thread(target=keep_the_line)
+        thread.start()
+        begun = time.monotonic()
+        assert image(PIECE) == KEEP_ALIVE_BYTES
+        assert time.monotonic() - begun >= KEEP_ALIVE_S - 0.1
+        stop.set()
+        thread.join()
 
 
 def test_an_image_goes_on_as_soon_as_the_result_is_through() -> None:
@@ -123,20 +129,84 @@ def test_an_image_goes_on_as_soon_as_the_result_is_through() -> None:
     def send_image() -> None:
         with turns.turn(IMAGE) as image:
             begun = time.monotonic()
-            image()
+            image(PIECE)
             waited.append(time.monotonic() - begun)
 
     with turns.turn(RESULT):
         thread = threading.Thread(target=send_image)
         thread.start()
     thread.join(5.0)
-    assert waited[0] < KEEP_ALIVE_S / 2
+    assert waited[0] < LINE_TAKEN_S / 2
+
+
+def test_an_image_does_not_wait_while_a_result_only_waits_for_its_answer() -> None:
+    hand = Hand()
+    turns = Turns(Timetable(), hand)
+    with turns.turn(IMAGE) as image, turns.turn(RESULT) as result:
+        assert result(PIECE) == PIECE
+        hand.now += LINE_TAKEN_S
+        assert image(PIECE) == PIECE
+
+
+@pytest.mark.promise("P7")
+def test_an_urgent_report_passes_a_large_result() -> None:
+    hand = Hand()
+    turns = Turns(Timetable(), hand)
+    with turns.turn(RESULT) as result:
+        assert not turns.less_urgent_under_way(Urgency.RESULT)
+        assert turns.less_urgent_under_way(Urgency.URGENT_SR)
+        with turns.turn(URGENT) as urgent:
+            assert urgent(PIECE) == PIECE
+            assert turns._wait_s(Urgency.RESULT) == LINE_TAKEN_S
+        assert turns._wait_s(Urgency.RESULT) == 0
+        assert result(PIECE) == PIECE
+
+
+class Hand:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("size", [1 << 12, 525_000, 40_000_000])
+def test_the_pace_is_kept_and_used(size: int) -> None:
+    hand = Hand()
+    pace = 2_500_000.0
+    turns = Turns(Timetable(minute=lambda: 600, paced=[Paced(hours=DAY, bytes_s=pace)]), hand)
+    sent, begun = 0, hand.now
+    while sent < 50_000_000:
+        with turns.turn(IMAGE) as image:
+            left = size
+            while left:
+                while turns._wait_s(int(Urgency.URGENT_IMAGE)) > 0:
+                    hand.now += 0.00005
+                granted = image(min(left, 1 << 20))
+                left -= granted
+                sent += granted
+    assert sent / (hand.now - begun) == pytest.approx(pace, rel=0.03)
 
 
 def test_a_large_object_is_broken_off_when_told_to_stop() -> None:
-    turns = Turns(Timetable())
+    hand = Hand()
+    turns = Turns(Timetable(), hand)
     with turns.turn(IMAGE) as image:
         turns.stop()
-        assert image() == LONGEST_PIECE  # what is nearly through goes through
+        assert image(PIECE) == PIECE  # what is nearly through goes through
+        hand.now += 1.5
+        turns.stop()  # said twice, meant once
+        hand.now += 1.0
         with pytest.raises(TransientDeliveryError):
-            list(iter(image, 0))
+            image(PIECE)
+
+
+def test_fewer_are_enough_where_the_line_has_become_thin() -> None:
+    line = Line(bytes_s=12.5e6, wait_s=0.3, most=8)
+    line.send(30.0)
+    assert line.gauge.wanted >= 4
+    line.bytes_s = 0.25e6
+    line.send(3000.0)
+    assert line.gauge.wanted == 1

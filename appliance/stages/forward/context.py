@@ -25,3 +25,4 @@ class Outbox:
     changed: Callable[[], None]  #: a lane's state is other than before
     backoff: Callable[[int], float] = BACKOFF  #: failures in a row -> seconds to wait
     settled: Callable[[], None] = lambda: None  #: deliveries have been settled
+    failed: Callable[[str], None] = lambda _: None  #: the journal failed: latch at once

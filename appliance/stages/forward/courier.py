@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from appliance.errors import ObjectRefused
 from appliance.journal import outbox
-from appliance.model import Delivery
-from appliance.ports import Destination, Session, Turn
+from appliance.model import Delivery, Urgency
+from appliance.ports import Destination, RecodingSession, Session, Turn
 from appliance.stages.forward.context import Outbox
-from appliance.stages.forward.desk import Desk
+from appliance.stages.forward.desk import Desk, Told
 from appliance.stages.forward.gauge import Gauge
 from appliance.stages.forward.turns import Turns
 from appliance.states import Event
@@ -40,6 +40,7 @@ class _Way:
     stack: ExitStack
     proposed: frozenset[tuple[str, str]]
     used_at: float = field(default_factory=time.monotonic)
+    taken: int = 0  #: objects that were answered
 
 
 class Courier:
@@ -59,34 +60,50 @@ class Courier:
         return self._way is not None and self._way.session.alive
 
     @property
-    def bytes_s(self) -> float:
-        return self._way.session.bytes_s if self._way else 0.0
+    def fruitless(self) -> bool:
+        """Whether an association was had that came to an end before anything was answered on it."""
+        return self._way is not None and not self._way.taken and not self._way.session.alive
 
     def deliver(self, delivery: Delivery) -> None:
         """Settle it, sent or refused for good. Raises TransientDeliveryError, DestinationRefused, StoreFailed."""
         if not self._is_there(delivery):
-            self._settle(delivery, Event.REFUSE, outbox.COPY_MISSING, self._box.journal.clock.tick())
+            missing = Told(reason=outbox.COPY_MISSING, started_tick=self._box.journal.clock.tick())
+            self._settle(delivery, Event.REFUSE, missing)
             return
-        way = self._open_for(delivery)
+        way = self.open_for(delivery)
         if delivery.size > LARGE:
             self._bag.note()
-        with self._bag.turns.turn(delivery) as turn:
-            self._on_way(delivery)
-            self._send(delivery, way, turn)
-
-    def _send(self, delivery: Delivery, way: _Way, turn: Turn) -> None:
         started, began = self._box.journal.clock.tick(), time.monotonic()
         try:
-            warning = way.session.send(delivery, self._box.path(delivery.file), turn)
+            with self._bag.turns.turn(delivery) as turn:
+                self._on_way(delivery)
+                ahead = self._looking_ahead(way.session, turn)
+                warning = way.session.send(delivery, self._box.path(delivery.file), ahead)
         except ObjectRefused as error:
-            self._settle(delivery, Event.REFUSE, str(error), started)
+            self._settle(delivery, Event.REFUSE, Told(reason=str(error), started_tick=started))
         else:
             self._bag.gauge.sent(delivery.size, time.monotonic() - began, way.session.round_trip_s)
-            self._settle(delivery, Event.DELIVER, warning, started)
-        way.used_at = time.monotonic()
+            sent_as = way.session.sent if isinstance(way.session, RecodingSession) else None
+            self._settle(delivery, Event.DELIVER, Told(reason=warning, started_tick=started, sent_as=sent_as))
+        way.used_at, way.taken = time.monotonic(), way.taken + 1
 
-    def _settle(self, delivery: Delivery, event: Event, reason: str, started: int) -> None:
-        if self._bag.desk.settle(delivery, event, reason, started):
+    def _looking_ahead(self, session: Session, turn: Turn) -> Turn:
+        """Has what comes next made ready while this object is sent, from when its first byte may go."""
+        if not isinstance(session, RecodingSession):
+            return turn
+        looked = False
+
+        def turn_and_look(wanted: int) -> int:
+            nonlocal looked
+            if not looked and session.prepares and (coming := self._bag.desk.peek(Urgency.IMAGE)):
+                session.prepare(coming, self._box.path(coming.file))
+            looked = True
+            return turn(wanted)
+
+        return turn_and_look
+
+    def _settle(self, delivery: Delivery, event: Event, told: Told) -> None:
+        if self._bag.desk.settle(delivery, event, told):
             self._bag.note()
 
     def _is_there(self, delivery: Delivery) -> bool:
@@ -94,7 +111,7 @@ class Courier:
             return bool(delivery.file) and self._box.path(delivery.file).is_file()
         return False
 
-    def _open_for(self, delivery: Delivery) -> _Way:
+    def open_for(self, delivery: Delivery) -> _Way:
         """The open session if it proposed what this delivery needs, else a new one for what comes next."""
         need = (delivery.sop_class_uid, delivery.transfer_syntax_uid)
         if self._way is not None and self._way.session.alive and need in self._way.proposed:

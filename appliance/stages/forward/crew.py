@@ -1,5 +1,6 @@
-"""The couriers beside a lane's first: for images, as many as the line is worth, and one for results that are due while
-an image is under way. The lane's own judges what failures mean; these just end, and leave the work to it.
+"""The couriers beside a lane's first: for images, as many as the line is worth, and for results that are due while
+something less urgent is under way. The lane's own judges what failures say of the destination; these step back after
+one until it has got something through again. Their threads stay as long as the lane: each reads the journal by itself.
 """
 
 import threading
@@ -7,36 +8,50 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from appliance.errors import DestinationRefused, OutOfResources, TransientDeliveryError
-from appliance.model import Delivery
+from appliance.errors import AssociationDenied, DestinationRefused, OutOfResources, StoreFailed, TransientDeliveryError
+from appliance.model import Delivery, Urgency
 from appliance.stages.forward.courier import LINGER_S, Bag, Courier
 
-ALONE_S = 60.0  # after a second association was not to be had
+ALONE_S = 600.0  # after a second association was not to be had, or cost the first one
+END_S = 5.0  # for all of them; who still waits for an answer then will send again
+CLASHES, FORGIVEN = 3.0, 0.05  # losses of the first that are too many; what one success takes back of them
+EXPRESSES = (Urgency.URGENT_SR, Urgency.RESULT)  # the least urgent that each carries
+
+
+class _Express:
+    """When one who carries results has something to do."""
+
+    def __init__(self, least: Urgency) -> None:
+        self.least = least
+        self.due = threading.Event()  # there may be one, and something less urgent in its way
+        self.looked_in_vain = True  # while nothing was in its way
 
 
 class Crew:
     """Used by the lane's thread; `wake` and `stop` by others, too."""
 
-    def __init__(self, name: str, bag: Bag, wake_lane: Callable[[], None], going: Callable[[], bool]) -> None:
+    def __init__(self, name: str, bag: Bag, stop_lane: Callable[[], None], going: Callable[[], bool]) -> None:
         """`going`: whether the lane takes the destination for well."""
-        self._name, self._bag, self._wake_lane, self._going = name, bag, wake_lane, going
+        self._name, self._bag, self._stop_lane, self._going = name, bag, stop_lane, going
         self._stopping = threading.Event()
-        self._results = threading.Event()  # there may be one, and an image in its way
+        self._expresses = [_Express(least) for least in EXPRESSES]
         self._images = threading.Condition()
-        self._hands: dict[int, threading.Thread] = {}
-        self._express: threading.Thread | None = None
-        self._looked_in_vain = True  # for results, while no image was in their way
+        self._threads: list[threading.Thread] = []
+        self._hands = 0  # that were ever needed
+        self._busy = 0  # of them, that hold an image
         self._alone_until = 0.0
+        self._clashes = 0.0
         self._failure: BaseException | None = None
 
     @property
-    def size(self) -> int:
-        """How many of them send images."""
-        return len(self._hands)
+    def busy(self) -> bool:
+        """Whether an image is in their hands."""
+        return self._busy > 0
 
     def wake(self) -> None:
         """There is something new."""
-        self._results.set()
+        for express in self._expresses:
+            express.due.set()
         with self._images:
             self._images.notify_all()
 
@@ -45,106 +60,178 @@ class Crew:
         self.wake()
 
     def join(self) -> None:
-        for thread in [*self._hands.values(), *filter(None, [self._express])]:
-            thread.join()
+        deadline = time.monotonic() + END_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def check(self) -> None:
         """Raises what ended one of them, where that was no trouble with the destination."""
         if self._failure is not None:
             raise self._failure
 
-    def assist(self) -> None:
-        """An image is under way: have as many others sent beside it as is worth it, and let results pass."""
+    def first_lost(self) -> None:
+        """The lane's own association was lost: again and again, beside others, means that they cost it."""
+        if self._bag.gauge.wanted > 1:
+            self._clashes += 1
+            if self._clashes >= CLASHES:
+                self._clashes = 0.0
+                self._step_back()
+
+    def first_through(self) -> None:
+        """The lane's own got an object through."""
+        self._clashes = max(0.0, self._clashes - FORGIVEN)
+
+    def hope(self) -> None:
+        """The destination is back: what it did not grant while it went, it may grant now."""
+        self._alone_until = 0.0
+        self._bag.gauge.hope()
+
+    def under_way(self, delivery: Delivery) -> None:
+        """It is being sent: let what is more urgent pass, and have as many images sent beside it as is worth it."""
+        for express in self._expresses:
+            if express.looked_in_vain and delivery.urgency > express.least:
+                express.looked_in_vain = False
+                express.due.set()
+        with self._images:
+            self._gather(images=delivery.urgency >= Urgency.URGENT_IMAGE)
+            self._images.notify_all()
+
+    def _gather(self, *, images: bool) -> None:
         if self._stopping.is_set():
             return
-        if self._looked_in_vain:
-            self._looked_in_vain = False
-            self._results.set()
-        if self._express is None:
-            self._express = self._start("results", self._carry_results)
-        with self._images:
-            for number in range(1, self._bag.gauge.wanted):
-                if number not in self._hands:
-                    self._hands[number] = self._start(f"images-{number}", partial(self._carry_images, number))
+        if not self._threads:
+            for express in self._expresses:
+                self._start(f"express-{express.least}", partial(self._carry_results, express))
+        while images and self._hands < self._bag.gauge.wanted - 1:
+            self._hands += 1
+            self._start(f"images-{self._hands}", partial(self._carry_images, self._hands))
 
-    def _start(self, name: str, work: Callable[[], None]) -> threading.Thread:
+    def _start(self, name: str, work: Callable[[], None]) -> None:
         def guarded() -> None:
             try:
                 work()
             except BaseException as error:  # the lane raises it
                 self._failure = error
-                self._wake_lane()
-                raise
+                if isinstance(error, StoreFailed):
+                    self._bag.box.failed(str(error))
+                self._stop_lane()
 
         thread = threading.Thread(target=guarded, name=f"lane-{self._name}-{name}", daemon=True)
+        self._threads.append(thread)
         thread.start()
-        return thread
 
-    def _carry_results(self) -> None:
-        courier = Courier(self._bag)
+    def _carry_results(self, express: _Express) -> None:
+        courier = Courier(self._bag, self.under_way)
         try:
             while not self._stopping.is_set():
                 linger_s = courier.linger_s()
-                if self._results.wait(None if linger_s is None else max(0.0, linger_s)):
-                    self._results.clear()
-                    self._overtake(courier)
+                if express.due.wait(None if linger_s is None else max(0.0, linger_s)):
+                    express.due.clear()
+                    self._overtake(courier, express)
                 else:
                     courier.close()
         finally:
             courier.close()
 
-    def _overtake(self, courier: Courier) -> None:
-        """Send the results that are due, as long as an image would hold them up."""
-        while time.monotonic() >= self._alone_until:
-            self._looked_in_vain = not self._bag.turns.images_under_way
-            if self._looked_in_vain:
+    def _overtake(self, courier: Courier, express: _Express) -> None:
+        """Send the results that are due, as long as something less urgent would hold them up."""
+        while self._may_go():
+            express.looked_in_vain = True  # before the look: what begins right after it says so again
+            if not self._bag.turns.less_urgent_under_way(express.least):
                 break
-            delivery = self._claim(results_only=True)
-            if delivery is None:
+            express.looked_in_vain = False
+            due = self._of_desk(self._bag.desk.peek, express.least)
+            if due is None or not self._opens(courier, due):
                 break
-            if not self._carry(courier, delivery):
-                self._alone_until = time.monotonic() + ALONE_S
+            delivery = self._of_desk(self._bag.desk.claim, express.least)
+            if delivery is None or not self._carry(courier, delivery):
                 break
         self._bag.note()
 
-    def _carry_images(self, number: int) -> None:
-        courier = Courier(self._bag)
+    def _opens(self, courier: Courier, due: Delivery) -> bool:
+        """Have the way before the claim: the lane's own may send it meanwhile, should this take long."""
         try:
-            while self._going() and not self._stopping.is_set() and number < self._bag.gauge.wanted:
-                delivery = self._claim(results_only=not self._bag.turns.images_may_go())
+            courier.open_for(due)
+        except OutOfResources as error:
+            self._bag.box.log("journal_full", reason=str(error))
+            return False
+        except (TransientDeliveryError, DestinationRefused) as error:
+            self._none_to_be_had(error)
+            return False
+        return True
+
+    def _carry_images(self, number: int) -> None:
+        courier = Courier(self._bag, self.under_way)
+        try:
+            while not self._stopping.is_set():
+                delivery = None
+                if number < self._bag.gauge.wanted and self._may_go():
+                    least = Urgency.IMAGE if self._bag.turns.images_may_go() else Urgency.RESULT
+                    delivery = self._of_desk(self._bag.desk.claim, least)
                 if delivery is None:
-                    with self._images:
-                        more = self._images.wait(LINGER_S)
-                    if not more:
-                        break
-                elif not self._carry(courier, delivery):
-                    self._bag.gauge.refused()
-                    break
+                    self._rest(courier)
+                else:
+                    self._count(1)
+                    try:
+                        self._carry(courier, delivery)
+                    finally:
+                        self._count(-1)
         finally:
             courier.close()
-            with self._images:
-                del self._hands[number]
-            self._wake_lane()  # which may have left off for want of work
 
-    def _claim(self, *, results_only: bool) -> Delivery | None:
+    def _count(self, one: int) -> None:
+        with self._images:
+            self._busy += one
+
+    def _rest(self, courier: Courier) -> None:
+        """Until there may be something to do."""
+        with self._images:
+            if not self._stopping.is_set() and not self._images.wait(LINGER_S if courier.has_way else None):
+                courier.close()
+
+    def _may_go(self) -> bool:
+        return self._going() and not self._stopping.is_set() and time.monotonic() >= self._alone_until
+
+    def _of_desk(self, ask: Callable[[Urgency], Delivery | None], least: Urgency) -> Delivery | None:
         try:
-            return self._bag.desk.claim(results_only=results_only)
+            return ask(least)
         except OutOfResources as error:  # somebody keeps the journal locked
             self._bag.box.log("journal_full", reason=str(error))
             return None
 
     def _carry(self, courier: Courier, delivery: Delivery) -> bool:
-        """False: no association could be had for it. Whatever happens, it is in nobody's hands afterwards."""
-        tried = False
+        """False: it did not get through, and is in nobody's hands any more."""
         try:
             courier.deliver(delivery)
-        except (TransientDeliveryError, DestinationRefused) as error:
-            tried = courier.has_way
-            if tried and not self._stopping.is_set():
-                self._bag.box.log("delivery_failed", destination=self._name, delivery=delivery.id, reason=str(error))
-                self._bag.desk.put_off(delivery)
-            courier.close()
-            return tried
-        finally:
+        except OutOfResources as error:
+            self._bag.box.log("journal_full", reason=str(error))
             self._bag.desk.give_back(delivery)
+            return False
+        except (TransientDeliveryError, DestinationRefused) as error:
+            self._failed(courier, delivery, error)
+            return False
+        except BaseException:
+            self._bag.desk.give_back(delivery)
+            raise
         return True
+
+    def _failed(self, courier: Courier, delivery: Delivery, error: TransientDeliveryError | DestinationRefused) -> None:
+        had_way = courier.has_way
+        if not had_way or courier.fruitless:
+            self._none_to_be_had(error)
+        courier.close()  # before it is anybody's again: ending takes time
+        if had_way and not self._stopping.is_set():
+            self._bag.box.log("delivery_failed", destination=self._name, delivery=delivery.id, reason=str(error))
+            self._bag.desk.put_off(delivery)
+        else:
+            self._bag.desk.give_back(delivery)
+
+    def _none_to_be_had(self, error: TransientDeliveryError | DestinationRefused) -> None:
+        self._step_back()
+        if isinstance(error, AssociationDenied):
+            self._bag.box.log("associations_limited", destination=self._name, reason=str(error))
+
+    def _step_back(self) -> None:
+        """One association is what there is, or what can be had without harm to the first."""
+        self._alone_until = time.monotonic() + ALONE_S
+        self._bag.gauge.refused()

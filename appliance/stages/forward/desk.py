@@ -12,6 +12,7 @@ from appliance.errors import OutOfResources
 from appliance.journal import outbox
 from appliance.journal.outbox import Settlement
 from appliance.model import Delivery, Urgency
+from appliance.ports import Sent
 from appliance.stages.forward.context import Outbox
 from appliance.states import Event
 
@@ -26,6 +27,16 @@ class _Retry:
 
     failures: int
     not_before: float
+    urgency: Urgency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What history is told of an attempt."""
+
+    reason: str  #: or the warning
+    started_tick: int
+    sent_as: Sent | None = None  #: what went out instead of the object as it is stored
 
 
 class Desk:
@@ -41,21 +52,29 @@ class Desk:
         self._unsettled_since = 0.0
         self._picks = 0
 
-    def claim(self, *, results_only: bool = False) -> Delivery | None:
-        """What goes next, for the one who asks; then `settle`, `put_off` or `give_back` it."""
+    def claim(self, least: Urgency = Urgency.IMAGE) -> Delivery | None:
+        """What goes next, and is at least so urgent; then exactly one of `settle`, `put_off` and `give_back` it."""
         with self._lock:
-            now = time.monotonic()
-            skip = {settlement.delivery.id for settlement in self._unsettled} | self._claimed
-            skip |= {key for key, retry in self._retries.items() if retry.not_before > now}
-            self._picks += 1
-            found = None
-            if self._picks % OLDEST_EVERY == 0 and not results_only:
-                found = outbox.oldest_queued(self._box.journal, self._name, skip=skip)
-            found = found or next(iter(outbox.next_queued(self._box.journal, self._name, 1, skip=skip)), None)
-            if found is None or (results_only and not is_result(found)):
-                return None
-            self._claimed.add(found.id)
+            found = self._find(least)
+            if found is not None:
+                self._claimed.add(found.id)
+                self._picks += least is Urgency.IMAGE
             return found
+
+    def peek(self, least: Urgency) -> Delivery | None:
+        """What `claim` would give now."""
+        with self._lock:
+            return self._find(least)
+
+    def _find(self, least: Urgency) -> Delivery | None:
+        now = time.monotonic()
+        skip = {settlement.delivery.id for settlement in self._unsettled} | self._claimed
+        skip |= {key for key, retry in self._retries.items() if retry.not_before > now}
+        found = None
+        if least is Urgency.IMAGE and self._picks % OLDEST_EVERY == OLDEST_EVERY - 1:
+            found = outbox.oldest_queued(self._box.journal, self._name, skip=skip)
+        found = found or next(iter(outbox.next_queued(self._box.journal, self._name, 1, skip=skip)), None)
+        return found if found is not None and found.urgency <= least else None
 
     def coming(self, count: int) -> list[Delivery]:
         """What will go next, by what is known now."""
@@ -70,7 +89,8 @@ class Desk:
         """Try it again later, and others before it: it may be the one that always fails."""
         with self._lock:
             self._claimed.discard(delivery.id)
-            retry = self._retries.setdefault(delivery.id, _Retry(failures=0, not_before=0.0))
+            new = _Retry(failures=0, not_before=0.0, urgency=delivery.urgency)
+            retry = self._retries.setdefault(delivery.id, new)
             retry.failures += 1
             retry.not_before = time.monotonic() + self._box.backoff(retry.failures)
 
@@ -80,13 +100,18 @@ class Desk:
             for retry in self._retries.values():
                 retry.not_before = 0.0
 
-    def next_retry_s(self) -> float | None:
-        """Seconds until something that was put off is due; None: nothing was."""
+    def next_retry_s(self, least: Urgency = Urgency.IMAGE) -> float | None:
+        """Seconds until something so urgent that was put off, and is in nobody's hands, is due; None: nothing was."""
         with self._lock:
-            soonest = min((retry.not_before for retry in self._retries.values()), default=None)
+            waiting = [
+                retry.not_before
+                for key, retry in self._retries.items()
+                if key not in self._claimed and retry.urgency <= least
+            ]
+        soonest = min(waiting, default=None)
         return None if soonest is None else max(0.01, soonest - time.monotonic())
 
-    def settle(self, delivery: Delivery, event: Event, reason: str, started_tick: int) -> bool:
+    def settle(self, delivery: Delivery, event: Event, told: Told) -> bool:
         """It was sent, or refused for good. True: enough has come together to be noted."""
         with self._lock:
             self._claimed.discard(delivery.id)
@@ -97,8 +122,9 @@ class Desk:
                 Settlement(
                     delivery=delivery,
                     event=event,
-                    reason=reason,
-                    started_tick=started_tick,
+                    reason=told.reason,
+                    started_tick=told.started_tick,
+                    sent_as=told.sent_as,
                     attempts=delivery.attempts + 1 + (retry.failures if retry else 0),
                 )
             )
@@ -132,7 +158,3 @@ class Desk:
                 self._unsettled = self._unsettled[len(batch) :]
         self._box.settled()
         return True
-
-
-def is_result(delivery: Delivery) -> bool:
-    return delivery.urgency <= Urgency.RESULT

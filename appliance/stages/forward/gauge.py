@@ -1,6 +1,7 @@
 """How many associations a line is worth, by measurement: more stay where the line carries more with them.
 
-With a long round trip one association waits more than it sends; on a thin line a second one only splits it.
+With a long round trip one association waits more than it sends; on a thin line a second one only splits it. What was
+right at night may be wrong by day: now and then fewer are tried, or more.
 """
 
 import threading
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 FIRST_LOOK = 2  # objects
 LOOK_S, TRIAL_S = 0.5, 1.0  # of steady sending, at least
 OBJECTS_EACH = 4  # at least, by each association
-GAIN = 1.1  # more is worth it from here
+GAIN = 1.1  # more are worth it from here; so are fewer, unless they lose as much
 TRY_AGAIN_S = 300.0
 REFUSED_S = 600.0  # a PACS that granted no more is not asked again before
 
@@ -31,6 +32,7 @@ class Gauge:
         self._most, self._now = most, now
         self._lock = threading.Lock()
         self._trial: _Before | None = None
+        self._upward = True
         self._not_before = 0.0  # of the next trial
         self.wanted = 1  #: associations that send images
         self.bytes_s = 0.0  #: what the line carries with all of them; 0: not measured yet
@@ -48,8 +50,13 @@ class Gauge:
     def refused(self) -> None:
         """The destination granted no further association."""
         with self._lock:
-            self.wanted, self._trial, self._not_before = 1, None, self._now() + REFUSED_S
+            self.wanted, self._trial, self._upward, self._not_before = 1, None, True, self._now() + REFUSED_S
             self._begin()
+
+    def hope(self) -> None:
+        """It may grant them now."""
+        with self._lock:
+            self._upward, self._not_before = True, 0.0
 
     def sent(self, size: int, seconds: float, round_trip_s: float) -> None:
         """One object went through."""
@@ -74,8 +81,20 @@ class Gauge:
 
     def _judge(self) -> None:
         now, before, self._trial = self._now(), self._trial, None
-        if before is not None and self.bytes_s < before.bytes_s * GAIN:
-            self.wanted, self._not_before = before.wanted, now + TRY_AGAIN_S
-        elif self.wanted < self._most and now >= self._not_before:
-            self._trial = _Before(wanted=self.wanted, bytes_s=self.bytes_s)
-            self.wanted = min(self._most, self.wanted * 2)
+        if before is not None:
+            enough = before.bytes_s * GAIN if self._upward else before.bytes_s / GAIN
+            if self.bytes_s < enough:
+                self.wanted, self.bytes_s = before.wanted, before.bytes_s
+                self._not_before = now + TRY_AGAIN_S
+                self._upward = not self._upward
+                return
+        if now >= self._not_before:
+            self._try(now)
+
+    def _try(self, now: float) -> None:
+        wanted = min(self._most, self.wanted * 2) if self._upward else max(1, self.wanted // 2)
+        if wanted == self.wanted:
+            self._upward, self._not_before = not self._upward, now + TRY_AGAIN_S
+            return
+        self._trial = _Before(wanted=self.wanted, bytes_s=self.bytes_s)
+        self.wanted = wanted

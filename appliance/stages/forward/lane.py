@@ -8,12 +8,12 @@ import threading
 from collections.abc import Mapping
 
 from appliance.errors import DestinationRefused, OutOfResources, TransientDeliveryError
-from appliance.model import Delivery
+from appliance.model import Delivery, Urgency
 from appliance.ports import Destination
 from appliance.stages.forward.context import Outbox
 from appliance.stages.forward.courier import LINGER_S, Bag, Courier
 from appliance.stages.forward.crew import Crew
-from appliance.stages.forward.desk import Desk, is_result
+from appliance.stages.forward.desk import Desk
 from appliance.stages.forward.gauge import Gauge
 from appliance.stages.forward.timetable import Timetable
 from appliance.stages.forward.turns import Turns
@@ -53,7 +53,7 @@ class Lane:
             note=self.note,
         )
         self._courier = Courier(bag, self._on_way)
-        self._crew = Crew(name, bag, self._wake.set, lambda: self.state == "sending")
+        self._crew = Crew(name, bag, self.stop, self._is_well)
 
     @property
     def facts(self) -> Mapping[str, object]:
@@ -88,20 +88,21 @@ class Lane:
                 if wait_s > 0 and not self._stopping.is_set():
                     self._wake.wait(wait_s)
                     self._wake.clear()
+            self.note()  # what was delivered need not be sent again after a restart; others may take their time to end
         finally:
             self.close()
         self._crew.check()
-        self.note()  # what was delivered need not be sent again after a restart
+        self.note()
 
     def close(self) -> None:
-        """End all couriers; waits for them."""
+        """End all couriers; waits a little for them."""
         self.stop()
         self._crew.join()
         self._courier.close()
 
     def step(self) -> float:
         """Send at most one object; returns how long there is nothing to do, 0: go on at once."""
-        delivery = self.desk.claim(results_only=not self._turns.images_may_go())
+        delivery = self.desk.claim(self._least())
         if delivery is None:
             return self._rest()
         try:
@@ -110,28 +111,40 @@ class Lane:
             return self._transient(delivery, error)
         except DestinationRefused as error:
             return self._suspend(delivery, error)
+        except BaseException:
+            self.desk.give_back(delivery)
+            raise
         self._failures = self._suspended = 0
+        self._crew.first_through()
         return 0.0
+
+    def _least(self) -> Urgency:
+        """The least urgent that may go now."""
+        return Urgency.IMAGE if self._turns.images_may_go() else Urgency.RESULT
+
+    def _is_well(self) -> bool:
+        """Whether the destination takes what it is sent: for others of the crew to send, too."""
+        return self.state == "sending" and not self._failures
 
     def _on_way(self, delivery: Delivery) -> None:
         """An association is there for it."""
         if self._was_unreachable:
             self._was_unreachable = False
             self.desk.retry_all_now()
+            self._crew.hope()
         self._turn("sending", "")
-        if not is_result(delivery):
-            self._crew.assist()
+        self._crew.under_way(delivery)
 
     def _rest(self) -> float:
         """Nothing to send: note what was sent, and after a while close the session."""
         if self._more_comes_soon():
             return 0.0
         self.note()
-        if not self._crew.size:
+        if not self._crew.busy:
             self._gauge.rest()
             self._turn("idle", "")
         waits = [SLOW_POLL_S]
-        if (retry_s := self.desk.next_retry_s()) is not None:
+        if (retry_s := self.desk.next_retry_s(self._least())) is not None:
             waits.append(retry_s)
         if (linger_s := self._courier.linger_s()) is not None:
             if linger_s <= 0:
@@ -148,6 +161,7 @@ class Lane:
         if left is None or left <= 0 or not self._wake.wait(left):
             return False
         self._wake.clear()
+        self._gauge.rest()  # there was nothing to send just now
         return not self._stopping.is_set()
 
     def _transient(self, delivery: Delivery, error: TransientDeliveryError) -> float:
@@ -158,6 +172,8 @@ class Lane:
         self.note()
         if not self._courier.has_way:
             return self._unreachable(delivery, error)
+        if not self._courier.alive:
+            self._crew.first_lost()
         wait_s = 0.0 if self._courier.alive and self._failures < 3 else self._box.backoff(self._failures)
         if not self._courier.alive or wait_s > LINGER_S:
             self._courier.close()
@@ -193,6 +209,7 @@ class Lane:
                 self._turn("suspended", str(still))
             else:
                 self._box.log("lane_resumed", destination=self.name)
+                self._crew.hope()
                 break
         if said_of_one:
             self.desk.put_off(delivery)

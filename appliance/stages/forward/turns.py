@@ -1,48 +1,44 @@
-"""Whose turn it is on the line: results before images, inside an image, too, and no more than the site allows (P7).
+"""Whose turn it is on the line: the more urgent first, in mid-file, too, and no more than the site allows (P7).
 
-An image that waits sends a little now and then: the other side would take silence inside a message for a lost peer.
+What waits sends a little now and then: the other side would take silence inside a message for a lost peer. While the
+more urgent one only waits for its answer, the line is free again.
 """
 
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 
 from appliance.errors import TransientDeliveryError
-from appliance.model import Delivery
-from appliance.ports import LONGEST_PIECE, Turn
-from appliance.stages.forward.desk import is_result
+from appliance.model import Delivery, Urgency
+from appliance.ports import Turn
 from appliance.stages.forward.timetable import Timetable
 
 KEEP_ALIVE_S = 3.0
 KEEP_ALIVE_BYTES = 1 << 12
 STOP_WITHIN_S = 2.0  # what is nearly through when we are told to stop goes through
 PACED_S = 0.1  # of a pace that are sent at a time
-
-
-@dataclass(slots=True)
-class _Under:
-    """How many are under way."""
-
-    results: int = 0
-    images: int = 0
+LINE_TAKEN_S = 2.0  # by a piece that was granted; then it is through, or its sender waits for something else
 
 
 class Turns:
     """One lane's. Used by all of its couriers."""
 
-    def __init__(self, timetable: Timetable) -> None:
-        self._timetable = timetable
+    def __init__(self, timetable: Timetable, now: Callable[[], float] = time.monotonic) -> None:
+        self._timetable, self._now = timetable, now
         self._changed = threading.Condition()
-        self._under = _Under()
+        self._under_way: Counter[int] = Counter()  # by class
+        self._taken_until: dict[int, float] = {}
         self._stop_at: float | None = None
         self._owing = 0.0  # bytes sent beyond the pace
-        self._owing_since = time.monotonic()
+        self._owing_since = now()
 
-    @property
-    def images_under_way(self) -> bool:
-        return self._under.images > 0
+    def less_urgent_under_way(self, urgency: Urgency) -> bool:
+        """Whether something is that would let this pass."""
+        with self._changed:
+            return any(count and level > urgency for level, count in self._under_way.items())
 
     def images_may_go(self) -> bool:
         return self._timetable.images_may_go()
@@ -50,67 +46,67 @@ class Turns:
     @contextmanager
     def turn(self, delivery: Delivery) -> Iterator[Turn]:
         """While it is sent."""
-        result = is_result(delivery)
-        self._count(result=result, one=1)
+        level = _level(delivery.urgency)
+        with self._changed:
+            self._under_way[level] += 1
+            self._taken_until[level] = self._now() + LINE_TAKEN_S
         try:
-            yield self._result if result else self._image
+            yield partial(self._grant, level)
         finally:
-            self._count(result=result, one=-1)
+            with self._changed:
+                self._under_way[level] -= 1
+                self._changed.notify_all()
 
     def stop(self) -> None:
         with self._changed:
-            self._stop_at = time.monotonic() + STOP_WITHIN_S
+            if self._stop_at is None:
+                self._stop_at = self._now() + STOP_WITHIN_S
             self._changed.notify_all()
 
-    def _count(self, *, result: bool, one: int) -> None:
+    def _grant(self, level: int, wanted: int) -> int:
         with self._changed:
-            if result:
-                self._under.results += one
-            else:
-                self._under.images += one
-            self._changed.notify_all()
-
-    def _result(self) -> int:
-        """Results wait for nobody; what they take beyond the pace, images give back."""
-        with self._changed:
-            self._go_on()
-            return self._granted(LONGEST_PIECE)
-
-    def _image(self) -> int:
-        with self._changed:
-            deadline = time.monotonic() + KEEP_ALIVE_S
-            while (wait_s := self._wait_s()) > 0:
+            deadline = self._now() + KEEP_ALIVE_S
+            while (wait_s := self._wait_s(level)) > 0:
                 self._go_on()
-                left = deadline - time.monotonic()
+                left = deadline - self._now()
                 if left <= 0:
-                    return self._granted(KEEP_ALIVE_BYTES)
+                    return self._take(level, min(wanted, KEEP_ALIVE_BYTES))
                 self._changed.wait(min(wait_s, left))
             self._go_on()
-            return self._granted(LONGEST_PIECE)
+            return self._take(level, wanted)
 
-    def _wait_s(self) -> float:
-        if self._under.results:
-            return KEEP_ALIVE_S
+    def _wait_s(self, level: int) -> float:
+        """How long at least this class waits: for a more urgent one, and images for the pace, too."""
+        now = self._now()
+        until = [self._taken_until[other] for other, count in self._under_way.items() if count and other < level]
+        if (taken_s := max(until, default=now) - now) > 0:
+            return taken_s
         pace = self._pay()
-        return self._owing / pace if pace else 0.0
+        return self._owing / pace if pace and level == Urgency.URGENT_IMAGE else 0.0
 
     def _go_on(self) -> None:
-        if self._stop_at is not None and time.monotonic() > self._stop_at:
+        if self._stop_at is not None and self._now() > self._stop_at:
             raise TransientDeliveryError("told to stop")
 
-    def _granted(self, most: int) -> int:
-        """What may go now; it counts as sent."""
+    def _take(self, level: int, wanted: int) -> int:
+        """What may go now. Results wait for no pace; what they take beyond it, images give back."""
+        self._taken_until[level] = self._now() + LINE_TAKEN_S
         pace = self._pay()
         if not pace:
-            return most
-        granted = min(most, max(KEEP_ALIVE_BYTES, int(pace * PACED_S)))
+            return wanted
+        granted = min(wanted, max(KEEP_ALIVE_BYTES, int(pace * PACED_S)))
         self._owing += granted
         return granted
 
     def _pay(self) -> float:
         """Time pays off what was sent beyond the pace; returns the pace now, bytes per second, 0: none."""
-        now = time.monotonic()
+        now = self._now()
         pace = self._timetable.bytes_s()
         self._owing = max(0.0, self._owing - (now - self._owing_since) * pace) if pace else 0.0
         self._owing_since = now
         return pace
+
+
+def _level(urgency: Urgency) -> int:
+    """Images are one class inside a file, whatever their order."""
+    return min(urgency, Urgency.URGENT_IMAGE)
