@@ -1,15 +1,17 @@
 """The latch: a write or sync has failed, which all processes must see until a start has proved the disk anew (P1).
 
-It is a file in the spool. Where the disk takes nothing any more, not even that (it may be read-only by then), a mark
-in memory says the same. That is as much as is needed: what may not be believed after a failed sync are pages that
-memory has and the disk has not, and neither they nor the mark outlive a boot.
+It is a file in the spool. Where the disk takes nothing any more, not even that (it may be read-only by then, or hang),
+a mark in memory says the same, set first. What may not be believed after a failed sync are pages that memory has and
+the disk has not; they do not outlive a boot, and the mark need not. In a container it must outlive the container: share
+the host's /dev/shm with it, or mount a tmpfs of the host there.
 """
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
-MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory (shm_overview(7)); whose mark it is, is looked at
+MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory (shm_overview(7)); we use a folder of our own in it
 LONGEST_REASON = 300
 
 _Found = tuple[int, int] | None  # inode and time; None: not set
@@ -22,44 +24,75 @@ class Latch:
     def __init__(self, root: Path, memory: Path = MEMORY) -> None:
         """Raises OSError where there is no such folder."""
         found = root.stat()
-        self._trusted = frozenset({found.st_uid, 0})
-        name = f"scanside-{found.st_dev:x}-{found.st_ino:x}"  # whatever path it is known by
-        self._file, self._mark = root / "latched", memory / f"{name}-latched"
-        self._lifted = (root / "lifted", memory / f"{name}-lifted")
+        self._owner = found.st_uid
+        self._folder = memory / f"scanside-{found.st_uid}"
+        name = f"{found.st_dev:x}-{found.st_ino:x}"  # whatever path it is known by
+        self._file, self._mark = root / "latched", self._folder / f"{name}-latched"
+        self._lifted = (root / "lifted", self._folder / f"{name}-lifted")
+
+    def prepare(self) -> bool:
+        """Make the folder for the mark, which nobody else may write into. False: there can be no mark."""
+        with suppress(OSError):
+            self._folder.mkdir(mode=0o700)
+            if os.geteuid() != self._owner:
+                os.chown(self._folder, self._owner, -1)
+        return self._is_ours()
+
+    def _is_ours(self) -> bool:
+        try:
+            found = self._folder.lstat()
+        except OSError:
+            return False
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == self._owner and not found.st_mode & 0o077
+
+    def _pairs(self) -> list[tuple[Path, Path]]:
+        """Latch, and what it is moved to before it is lifted; in memory only where that is ours alone."""
+        pairs = list(zip((self._file, self._mark), self._lifted, strict=True))
+        return pairs if self._is_ours() else pairs[:1]
 
     def restore(self) -> None:
         """Who lifted it may have died before it was sure: then it must be proved again. Raises OSError."""
-        for latch, lifted in zip((self._file, self._mark), self._lifted, strict=True):
+        for latch, lifted in self._pairs():
             if not os.path.lexists(latch):
                 with suppress(FileNotFoundError):
                     lifted.rename(latch)
 
     def set(self, reason: str) -> None:
-        """Best effort, never raises: whoever sets it ends in any case."""
-        try:
-            self._file.write_text(reason)
-        except OSError:
-            self._remember(" ".join(reason.split())[:LONGEST_REASON] or "unknown")
+        """Best effort, never raises: whoever sets it ends in any case.
+
+        In memory first, since a disk may hang instead of failing; where the file is there, it is enough.
+        """
+        words = " ".join(reason.split()).encode("ascii", "backslashreplace").decode()[:LONGEST_REASON] or "unknown"
+        if self.prepare():
+            self._remember(words)
+        with suppress(OSError):
+            self._file.write_text(words)
+            self._mark.unlink(missing_ok=True)
 
     def _remember(self, reason: str) -> None:
         """As a link that leads nowhere: made at once, whole, and without a descriptor, of which there may be none."""
         fresh = self._mark.with_name(f"{self._mark.name}.{os.getpid()}")
         with suppress(OSError, ValueError):
+            fresh.unlink(missing_ok=True)
             fresh.symlink_to(reason)
             fresh.replace(self._mark)
 
     def reason(self) -> str:
         """Why it is set, or ""."""
         try:
-            return self._file.read_text() or "unknown"
+            return self._file.read_text(errors="replace") or "unknown"
         except FileNotFoundError:
-            return self._remembered()
+            return self._remembered() or self._being_lifted()
         except OSError as error:
             return f"the spool cannot be read: {error.strerror}"
 
+    def _being_lifted(self) -> str:
+        """Between two renames a later latch may be out of sight."""
+        return "it is being lifted" if any(os.path.lexists(lifted) for _, lifted in self._pairs()) else ""
+
     def _remembered(self) -> str:
-        try:  # anybody may write into that folder, so that whose it is matters
-            return str(self._mark.readlink()) if self._mark.lstat().st_uid in self._trusted else ""
+        try:
+            return str(self._mark.readlink()) if self._is_ours() else ""
         except OSError:
             return ""
 
@@ -69,7 +102,7 @@ class Latch:
 
     def lift(self, instant: Instant) -> bool:
         """False: it is another latch than that of this instant. Raises OSError."""
-        for latch, lifted, then in zip((self._file, self._mark), self._lifted, instant, strict=True):
+        for (latch, lifted), then in zip(self._pairs(), instant, strict=False):
             if then and not _lift(latch, lifted, then):
                 return False
         return not self.reason()

@@ -127,6 +127,7 @@ class Spool:
         self._owner_file = root / "journal-id"
         make_folder(root / area)
         self._latch = Latch(root)
+        self.latch_is_safe = self._latch.prepare()  #: it could be set even where the disk takes nothing
         self._latch.restore()
         # Each start begins a new folder: a name is never used twice, not even when all of a folder's files were let go.
         self._next = (_last_folder(root / area) + 1) * FILES_PER_FOLDER

@@ -40,7 +40,6 @@ class Recovery:
     routes: Routes
     result_routes: RestoredRoutes
     progress: Callable[[int, int], None]  #: files done, files in all
-    ask_the_disk: bool = False  #: a write or sync has failed: what memory has of a file may not be what the disk has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +107,7 @@ def _whole(recovery: Recovery, files: Sequence[str], quarantined: list[str]) -> 
         try:
             if not spool.path(file).stat().st_size:
                 continue  # made ahead, and not begun: receive's next start sweeps it
-            if recovery.ask_the_disk:
-                forget_pages(spool.path(file))
+            forget_pages(spool.path(file))
             arrivals.append(_arrival(spool, file))
         except (ValueError, OSError) as error:
             _put_aside(spool, file, error, quarantined)
@@ -169,8 +167,7 @@ def _restored(recovery: Recovery, file: str, quarantined: list[str]) -> Restored
     """What a result's file tells; None: it is not whole, and was put aside."""
     path = recovery.results.path(file)
     try:
-        if recovery.ask_the_disk:
-            forget_pages(path)
+        forget_pages(path)
         stored, digest = _checked(path)
         story = json.loads(read_file_head(path).private)
         result = Result(

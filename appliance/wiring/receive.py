@@ -47,6 +47,8 @@ def run(config: Config, life: Life) -> int:
     log = configure("receive").info
     guard = tls_guard(config)
     spool = open_spool(config, "received", FILES_AHEAD)
+    if not spool.latch_is_safe:
+        log("latch_only_on_disk", reason="no folder of our own in /dev/shm")
     with latching(spool):
         journal = open_journal(config, "receive", spool.free_reserve)
         join(spool, journal)

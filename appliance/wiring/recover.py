@@ -30,15 +30,14 @@ def rebuild(config: Config, progress: Callable[[int, int], None]) -> Rebuilt:
     `progress` hears (files done, files in all). Raises ScansideError for another user than the appliance's, who
     would make a journal that it cannot write; StoreFailed, OutOfResources.
 
-    Where the store is latched the disk is proved first, or nothing is changed; and of each file it is then the disk
-    that is asked, not what memory has of it.
+    Where the store is latched the disk is proved first, or nothing is changed. Of each file it is the disk that is
+    asked, not what memory has of it: an earlier run may have lifted a latch, and been broken off.
     """
     owner = config.spool_dir.stat().st_uid
     if owner != os.geteuid():
         raise ScansideError(f"the spool belongs to user {_name(owner)}: be that user, with sudo -u {_name(owner)}, say")
     received = open_spool(config, "received")
-    latched = bool(received.latched())
-    if latched:
+    if received.latched():
         received.prove(received.latched_at())
     moved = set_aside(config.journal_path)
     journal = open_journal(config, "recover", received.free_reserve)
@@ -51,7 +50,6 @@ def rebuild(config: Config, progress: Callable[[int, int], None]) -> Rebuilt:
                 routes=received_routes(config),
                 result_routes=_restored_routes(config, journal),
                 progress=progress,
-                ask_the_disk=latched,
             )
         )
     finally:

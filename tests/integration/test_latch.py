@@ -178,12 +178,16 @@ def test_a_disk_that_fails_again_while_it_is_proved_is_proved_again(tmp_path: Pa
 # Where the disk takes not even the latch
 
 
+def in_memory() -> set[Path]:
+    return set((MEMORY / f"scanside-{os.geteuid()}").glob("*-*-*"))
+
+
 @pytest.fixture
 def marks() -> Iterator[set[Path]]:
     """What a test leaves in memory goes with it."""
-    before = set(MEMORY.glob("scanside-*"))
+    before = in_memory()
     yield before
-    for one in set(MEMORY.glob("scanside-*")) - before:
+    for one in in_memory() - before:
         one.unlink()
 
 
@@ -205,7 +209,7 @@ def test_a_disk_that_is_read_only_by_now_is_latched_for_all_the_same(tmp_path: P
         run("mount", "-o", "remount,rw", tmp_path / "disk")
         spool.prove(spool.latched_at())
         assert spool.latched() == ""
-    assert set(MEMORY.glob("scanside-*")) == marks
+    assert in_memory() == marks
 
 
 @pytest.mark.promise("P1")
@@ -227,7 +231,7 @@ def test_the_next_start_proves_the_disk_where_the_latch_could_not_be_written(box
             process.terminate()
             assert process.wait(20.0) == EX_OK
     assert [line["event"] for line in box.lines() if line["event"] in ("latched", "healed")][-1] == "healed"
-    assert set(MEMORY.glob("scanside-*")) == marks
+    assert in_memory() == marks
 
 
 @pytest.mark.promise("P9")
@@ -236,11 +240,26 @@ def test_a_mark_that_a_stranger_made_is_not_believed(tmp_path: Path, marks: set[
     spool = open_spool(Config(state=tmp_path), "received")
     (spool.root / "latched").symlink_to("/nowhere/latched")
     spool.latch(REASON)
-    (mark,) = set(MEMORY.glob("scanside-*")) - marks
-    os.chown(mark, 12345, 12345, follow_symlinks=False)
-    assert spool.latched() == ""
+    assert spool.latched() == REASON
+    mine = MEMORY / f"scanside-{os.geteuid()}"
+    try:
+        mine.chmod(0o777)  # anybody could have made it
+        assert spool.latched() == ""
+        spool.prove(spool.latched_at())
+        assert in_memory() - marks
+    finally:
+        mine.chmod(0o700)
+    assert spool.latched() == REASON
+
+
+def test_a_latch_in_no_known_encoding_is_a_latch(tmp_path: Path) -> None:
+    spool = open_spool(Config(state=tmp_path), "received")
+    (spool.root / "latched").write_bytes(b"\xff\xfe broken")
+    assert "broken" in spool.latched()
     spool.prove(spool.latched_at())
-    assert mark.is_symlink()
+    assert spool.latched() == ""
+    spool.latch("\udcff surrogates \N{SNOWMAN}")
+    assert "surrogates" in spool.latched()
 
 
 @pytest.mark.promise("P1")
@@ -254,7 +273,7 @@ def test_a_mark_is_as_good_as_a_latch(tmp_path: Path, marks: set[Path]) -> None:
     assert begun != spool.latched_at()
     with pytest.raises(StoreFailed, match="meanwhile a write failed again: again, and again"):
         spool.prove(begun)
-    (mark,) = set(MEMORY.glob("scanside-*")) - marks
+    (mark,) = in_memory() - marks
     mark.rename(mark.with_name(mark.name.replace("latched", "lifted")))  # as far as it came
     again = open_spool(Config(state=tmp_path), "received")
     assert again.latched().startswith("again, and again")

@@ -110,11 +110,14 @@ class Crew:
         def guarded() -> None:
             try:
                 work()
-            except BaseException as error:  # the lane raises it
+            except StoreFailed as error:  # the lane raises it, too, but may take its time to end
                 self._failure = error
-                if isinstance(error, StoreFailed):
-                    self._bag.box.failed(str(error))
+                self._bag.box.failed(str(error))
                 self._stop_lane()
+            except BaseException as error:
+                self._failure = error
+                self._stop_lane()
+                raise
 
         thread = threading.Thread(target=guarded, name=f"lane-{self._name}-{name}", daemon=True)
         self._threads.append(thread)
