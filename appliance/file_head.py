@@ -13,6 +13,7 @@ from appliance.model import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 PREAMBLE = 128
 _SEALED = b"SCANSIDE"
 _SEAL = struct.Struct(">8sQ32s")  # the word, bytes of the data set, their SHA-256
+_LONG = (b"OB", b"UN", b"UT", b"OW")  # VRs with 32 bits of length that may stand in group 0002
 _LONGEST = 1 << 16  # bytes of group 0002 that are read back
 
 
@@ -86,6 +87,29 @@ def read_file_head(path: Path) -> FileHead:
         values[number] = group[at : at + size].rstrip(b" \0")
         at += size
     return FileHead(calling_ae=values.get(0x0016, b"").decode("ascii", "replace"), private=values.get(0x0102, b""))
+
+
+def clean_head(head: bytes) -> bytes:
+    """The head of a stored file as others may have it: no seal in the preamble, no private information of ours.
+
+    The other elements stay as they are, the group length is made anew (PS3.10 7.1). Raises ValueError where it is not
+    preamble, prefix and File Meta.
+    """
+    if head[PREAMBLE : PREAMBLE + 4] != b"DICM":
+        raise ValueError("not a DICOM Part 10 file")
+    kept, at = [], PREAMBLE + 4
+    while at < len(head):
+        begin, (group, number, vr) = at, struct.unpack_from("<HH2s", head.ljust(at + 6, b"\0"), at)
+        at, length = (at + 12, "<I") if vr in _LONG else (at + 8, "<H")
+        if group != 2 or at > len(head):
+            raise ValueError("the File Meta Information is malformed")
+        at += struct.unpack_from(length, head, at - struct.calcsize(length))[0]
+        if number != 0x0000 and number < 0x0100:  # (0002,0100) to (0002,0102) are private information
+            kept.append(head[begin:at])
+    if at != len(head):
+        raise ValueError("the File Meta Information is malformed")
+    meta = b"".join(kept)
+    return bytes(PREAMBLE) + b"DICM" + _element(0x0000, b"UL", struct.pack("<I", len(meta))) + meta
 
 
 def _element(number: int, vr: bytes, value: bytes) -> bytes:

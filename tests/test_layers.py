@@ -38,6 +38,8 @@ FENCES = {
     "onnx": (),
     "highdicom": ("stages.report",),
     "systemd": ("daemon",),
+    "httpx": ("destinations.stow_wire",),
+    "httpcore": ("destinations.stow_wire",),
     "pickle": (),
 }
 

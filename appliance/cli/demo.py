@@ -63,7 +63,7 @@ def demo(
 
 def _rehearse(output: Output, study: Path | None, *, outage: bool, keep: bool) -> None:
     with unwound_by_signals(), _folder(keep=keep) as folder:
-        plan = Plan(folder=folder, cast=Cast(engines_dir=_engines_dir()), study=study, outage=outage)
+        plan = Plan(folder=folder, cast=Cast(engines_dir=engines_dir()), study=study, outage=outage)
         with output.waiting() as tell:
             report = rehearse(plan, tell)
         output.document(document(report, files_stay=keep) | {"folder": str(folder) if keep else None})
@@ -88,7 +88,7 @@ def _folder(*, keep: bool) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _engines_dir() -> Path:
+def engines_dir() -> Path:
     """The packages that come with the source tree, or with an installed package."""
     package = Path(appliance.__file__).parent
     for folder in (package.parent / "engines", package / "engines"):

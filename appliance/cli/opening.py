@@ -1,5 +1,6 @@
 """What commands share: the options every command has, and the way to the configuration and the journal."""
 
+import getpass
 import os
 import signal
 import sys
@@ -31,6 +32,10 @@ ConfigOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
+
+ByOption = Annotated[
+    str, typer.Option("--by", metavar="NAME", show_default=False, help="Who decides. [default: your login name]")
+]
 
 
 def teaching(*examples: str, failed: str) -> str:
@@ -88,6 +93,16 @@ def untrusted(config: Config) -> str:
             " status` does not tell of it any more."
         )
     return ""
+
+
+def person(named: str) -> str:
+    """Who answers for it: the name given, else the login name, of the person behind sudo where there is one."""
+    if named.strip():
+        return named.strip()
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        raise typer.BadParameter("this account has no name: say who decides", param_hint="--by") from None
 
 
 def ring_forward(config: Config) -> None:

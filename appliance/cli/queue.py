@@ -1,7 +1,5 @@
 """deliveries, requeue, abandon: what is owed, and what people decide about what is held."""
 
-import getpass
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated
@@ -11,10 +9,12 @@ import typer
 from appliance import routing
 from appliance.cli.opening import (
     FAILED,
+    ByOption,
     ConfigOption,
     JsonOption,
     load_config,
     open_journal,
+    person,
     ring_forward,
     teaching,
     untrusted,
@@ -33,10 +33,6 @@ from appliance.states import DeliveryState
 PAGE = 200  # a transaction of so many holds the appliance up for some milliseconds
 
 app = typer.Typer(rich_markup_mode=None)
-
-ByOption = Annotated[
-    str, typer.Option("--by", metavar="NAME", show_default=False, help="Who decides. [default: your login name]")
-]
 
 
 @app.command(
@@ -135,7 +131,7 @@ def requeue(
     with writable_journal(loaded) as journal:
         wanted = _wanted(journal, delivery_id)
         total = _held_count(journal) if delivery_id is None else 1
-        done = _requeue(_Desk(loaded, journal, _person(by)), wanted, total, output)
+        done = _requeue(_Desk(loaded, journal, person(by)), wanted, total, output)
     if done.queued:
         ring_forward(loaded)
     left = [{"id": key, "why": why} for key, why in done.left.items()]
@@ -246,16 +242,14 @@ def abandon(
     """
     if not reason.strip():
         raise typer.BadParameter("say why: it stays in the history", param_hint="--reason")
-    person = _person(by)
+    who = person(by)
     with writable_journal(load_config(config)) as journal:
         one = _known(journal, delivery_id)
-        if not outbox.abandon(journal, delivery_id, person, reason.strip()):
+        if not outbox.abandon(journal, delivery_id, who, reason.strip()):
             raise ScansideError(f"delivery {delivery_id} is {one.state}: only what is held can be abandoned")
     output = Output(as_json=as_json)
-    output.document({"abandoned": delivery_id, "by": person, "reason": reason.strip()})
-    output.line(
-        f"{one.sop_instance_uid} will not be sent to {one.destination or 'anybody'} ({person}: {reason.strip()})"
-    )
+    output.document({"abandoned": delivery_id, "by": who, "reason": reason.strip()})
+    output.line(f"{one.sop_instance_uid} will not be sent to {one.destination or 'anybody'} ({who}: {reason.strip()})")
 
 
 def _known(journal: Journal, delivery_id: int) -> Delivery:
@@ -263,13 +257,3 @@ def _known(journal: Journal, delivery_id: int) -> Delivery:
     if found is None:
         raise ScansideError(f"there is no delivery {delivery_id}: `scanside deliveries` lists them")
     return found
-
-
-def _person(named: str) -> str:
-    """Who answers for it: the name given, else the login name, of the person behind sudo where there is one."""
-    if named.strip():
-        return named.strip()
-    try:
-        return os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):
-        raise typer.BadParameter("this account has no name: say who decides", param_hint="--by") from None

@@ -375,8 +375,3 @@ def _oddities(now: Situation) -> list[Attention]:
 
 def owed(now: Situation, state: str) -> list[Owed]:
     return [one for one in now.journal.owed if one.state == state] if now.journal is not None else []
-
-
-def since(now: Situation, one: Owed) -> str:
-    """How long the oldest of it has been waiting."""
-    return span_of(now.journal.tick - one.oldest_tick) if now.journal is not None else ""

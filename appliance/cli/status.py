@@ -7,7 +7,8 @@ from typing import Any
 import typer
 
 from appliance.cli.opening import FAILED, ConfigOption, JsonOption, config_path, load_config, teaching
-from appliance.cli.situation import Attention, Situation, attentions, awaited_words, look, owed, since
+from appliance.cli.planner import Backlog, plan
+from appliance.cli.situation import Attention, Situation, attentions, awaited_words, look
 from appliance.cli.tables import Column, Output, plural, size_of, span_of
 from appliance.cli.unproven import unproven_words
 from appliance.config import Config, EngineMode
@@ -51,6 +52,7 @@ def _document(path: Path, config: Config, now: Situation, needs: list[Attention]
         "reports": dict(now.reports),
         "proofs": dict(now.proofs),
         "disk": asdict(now.disk) | {"refusing": now.disk.refusing},
+        "outage": {"lasts_h": now.disk.lasts_h, "destinations": [asdict(one) for one in plan(config, now)]},
         "latched": now.latched,
         "journal": asdict(now.journal) if now.journal is not None else None,
         "journal_fault": now.journal_fault,
@@ -152,24 +154,33 @@ def _print_engines(output: Output, now: Situation) -> None:
 
 
 def _print_owed(output: Output, config: Config, now: Situation) -> None:
-    queued = {one.destination: one for one in owed(now, "queued")}
-    names = list(dict.fromkeys([*(one.name for one in config.destinations), *queued]))
-    rows = []
-    for name in names:
-        lane, one = now.lanes.get(name, {}), queued.get(name)
-        count, size, oldest = (one.count, size_of(one.bytes), since(now, one)) if one else (0, "", "")
-        held = sum(other.count for other in owed(now, "held") if other.destination == name)
-        rows.append((name, lane.get("state", "not running"), count, size, oldest, held))
-    if rows:
+    backlogs = plan(config, now)
+    if backlogs:
         output.line()
     output.table(
         [
             Column("destination"),
             Column("state"),
             Column("owed", right=True),
+            Column("results", right=True),
             Column("size", right=True),
             Column("oldest waits", right=True),
+            Column("takes", right=True),
             Column("held", right=True),
         ],
-        rows,
+        [_owed_row(one, now) for one in backlogs],
+    )
+
+
+def _owed_row(one: Backlog, now: Situation) -> tuple[object, ...]:
+    lane, held = now.lanes.get(one.destination, {}), sum(some.objects for some in one.held)
+    return (
+        one.destination,
+        lane.get("state", "not running"),
+        one.objects,
+        one.results,
+        size_of(one.bytes) if one.objects else "",
+        span_of(one.oldest_ms) if one.oldest_ms is not None else "",
+        span_of(one.drains_s * 1000) if one.drains_s is not None else "not measured" if one.objects else "",
+        held,
     )

@@ -1,24 +1,28 @@
 """The configuration: pydantic models read from one YAML file, with every error at once as `file:line: key: reason`."""
 
+from appliance.config.destinations import (
+    Destination,
+    DimseDestination,
+    FolderDestination,
+    Proof,
+    StowDestination,
+    When,
+)
+from appliance.config.groups import OutboundTls
 from appliance.config.loader import load
 from appliance.config.models import (
     Analyse,
     ClientCertificates,
     Config,
-    Destination,
-    DimseDestination,
     Engine,
     EngineMode,
-    FolderDestination,
-    OutboundTls,
     Peer,
     PriorityRule,
-    Proof,
     Receive,
     Reserve,
     SeriesRules,
     Tls,
-    When,
+    Webhook,
 )
 
 __all__ = [
@@ -37,7 +41,9 @@ __all__ = [
     "Receive",
     "Reserve",
     "SeriesRules",
+    "StowDestination",
     "Tls",
+    "Webhook",
     "When",
     "load",
 ]

@@ -9,9 +9,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from appliance.config.messages import suggestion
 from appliance.config.models import Config, Peer, Receive
+from appliance.config.values import LOOPBACK
 from appliance.config.words import shown
 from appliance.config.yaml_lines import Document, KeyPath, Problem
 from appliance.model import Commitment
@@ -32,6 +34,7 @@ def cross_checks(document: Document, folder: Path) -> Iterator[Problem]:
         *_commitment(data),
         *_plain_port(data),
         *_outbound_tls(data),
+        *_web(data),
         *_unknown_engines(data),
         *_unknown_senders(data),
         *_to_ourselves(data),
@@ -127,6 +130,25 @@ def _outbound_tls(data: Group) -> Iterator[Found]:
         for one, other in (("certificate", "key"), ("key", "certificate")):
             if _text(tls, one) and not _text(tls, other):
                 yield (*path, one), f"needs '{other}' beside it"
+
+
+def _web(data: Group) -> Iterator[Found]:
+    """A bearer token is a password: who reads it on the way has it."""
+    for path, destination in _entries(data, "destinations"):
+        url = _text(destination, "url")
+        if not url.startswith("http://"):
+            continue
+        if _group(destination, "tls"):
+            yield (*path, "tls"), "is for https: the address under 'url' begins with http"
+        if _text(destination, "token") and _host_of(url) not in LOOPBACK:
+            yield (*path, "token"), "anybody on the way could read it: use https in 'url'"
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _unknown_engines(data: Group) -> Iterator[Found]:

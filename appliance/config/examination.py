@@ -10,9 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from appliance import certificates
+from appliance.config.destinations import StowDestination
+from appliance.config.groups import OutboundTls
 from appliance.config.loader import messages, read, validated
-from appliance.config.models import Config, OutboundTls, Tls
-from appliance.config.sources import Source
+from appliance.config.models import Config, Tls
+from appliance.config.sources import Source, bearer_token
 from appliance.config.yaml_lines import KeyPath, Problem
 from appliance.errors import CertificateUnusable, ConfigError
 
@@ -38,7 +40,7 @@ def examine(path: Path, now: datetime | None = None) -> Examined:
     problems, config = validated(document, path.absolute().parent)
     if problems or config is None:
         raise ConfigError(messages(path, problems))
-    found = list(_tls(config, now or datetime.now(UTC)))
+    found = [*_tls(config, now or datetime.now(UTC)), *_tokens(config)]
     told = {
         is_error: [
             Problem(line=document.line_of(one.path), path=one.path, text=one.text)
@@ -61,6 +63,20 @@ def _tls(config: Config, now: datetime) -> Iterator[_Found]:
     for number, destination in enumerate(config.destinations):
         if destination.tls is not None:
             yield from _files(("destinations", number, "tls"), destination.tls, now)
+
+
+def _tokens(config: Config) -> Iterator[_Found]:
+    for number, destination in enumerate(config.destinations):
+        if not isinstance(destination, StowDestination) or destination.token is None:
+            continue
+        place = ("destinations", number, "token")
+        if destination.token.path is None:
+            yield _Found(path=place, text=_unseen(destination.token), is_error=False)
+            continue
+        try:
+            bearer_token(destination.token.path)
+        except ValueError as error:
+            yield _Found(path=place, text=str(error), is_error=True)
 
 
 def _files(place: KeyPath, tls: Tls | OutboundTls, now: datetime) -> Iterator[_Found]:

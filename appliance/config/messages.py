@@ -11,7 +11,7 @@ from appliance.config.outline import Known, Place
 from appliance.config.words import closest, shown
 from appliance.config.yaml_lines import KeyPath, Problem
 
-_MARKS = frozenset({"<dimse>", "<folder>", "[key]"})  #: put into the location by pydantic, not by the technician
+_MARKS = frozenset({"<dimse>", "<stow>", "<folder>", "[key]"})  #: of pydantic, not of the technician
 _NUMBER_AND_UNIT = re.compile(r"\s*([0-9.]+)\s*[A-Za-z%]+\s*")
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -96,9 +96,9 @@ def _not_a_choice(fault: _Fault) -> str:
     return f"{shown(fault.value)} is {choice}{end}"
 
 
-def _no_commitment_in_folders(fault: _Fault) -> str:
+def _no_commitment_but_of_nodes(fault: _Fault) -> str:
     if fault.key == "proof" and fault.value in ("commitment", "find"):
-        return "a folder cannot answer for what it keeps: write 'store', or leave the key out"
+        return "only kind dimse can be asked to answer for what it keeps: write 'store', or leave the key out"
     return _not_a_choice(fault)
 
 
@@ -142,7 +142,7 @@ _TEXTS: Mapping[str, Callable[[_Fault], str]] = {
     "missing": _missing,
     "extra_forbidden": _unknown_key,
     "enum": _not_a_choice,
-    "literal_error": _no_commitment_in_folders,
+    "literal_error": _no_commitment_but_of_nodes,
     "none_required": _only_other_kind,
     "int_parsing": lambda fault: _not_a_number(fault, "whole number"),
     "int_parsing_size": lambda fault: _not_a_number(fault, "number of sensible size"),

@@ -6,16 +6,15 @@ Defaults are safe: loopback only, nobody may send, nothing is published.
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Field
 
 from appliance.config import sources, values
-from appliance.model import Commitment, Kind, Priority
+from appliance.config.destinations import Destination, DimseDestination, FolderDestination, StowDestination
+from appliance.config.groups import MinimumVersion, Options, OutboundTls, PduLength, Port, Seconds
+from appliance.model import Commitment, Priority
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Port = Annotated[int, Field(ge=1, le=65_535)]
-PduLength = Annotated[int, Field(ge=4_096, le=1_048_576)]
 DEFAULT_SILENCE_S: Mapping[str, float] = {"default": 20.0, "CT": 20.0, "CR": 2.0, "DX": 2.0}
 
 
@@ -25,14 +24,6 @@ class EngineMode(StrEnum):
     OFF = "off"  #: does not run
 
 
-class Proof(StrEnum):
-    """What frees a local copy (P4)."""
-
-    STORE = "store"  #: the destination answered C-STORE with success
-    COMMITMENT = "commitment"  #: the destination answers for it (storage commitment, PS3.4 annex J)
-    FIND = "find"  #: the destination shows it to a query (C-FIND)
-
-
 class ClientCertificates(StrEnum):
     """Whether a peer must show a certificate of its own."""
 
@@ -40,39 +31,7 @@ class ClientCertificates(StrEnum):
     NONE = "none"
 
 
-class _Options(BaseModel):
-    """A group of keys. A known key without a value counts as left out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_means_default(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
-
-
-MinimumVersion = Literal["TLSv1.2", "TLSv1.3"]
-
-
-class OutboundTls(_Options):
-    """TLS of associations that we ask for: towards a destination, or a device that takes reports."""
-
-    ca: sources.FileOrCredential = Field(description="PEM file of who certifies the other side, or credential:NAME")
-    certificate: sources.FileOrCredential | None = Field(
-        default=None, description="PEM file of the certificate we show it, or credential:NAME"
-    )
-    key: sources.FileOrCredential | None = Field(
-        default=None, description="PEM file of its private key, or credential:NAME"
-    )
-    server_name: values.Host | None = Field(
-        default=None, description="DNS name or IP address in the other side's certificate; null is the one we call"
-    )
-    minimum_version: MinimumVersion = Field(default="TLSv1.2", description="oldest TLS we speak to it")
-
-
-class Peer(_Options):
+class Peer(Options):
     """A device that may send to us. AE titles are no authentication, so its address must fit too."""
 
     ae_title: values.PeerTitle = Field(description="AE title the device calls itself")
@@ -90,7 +49,7 @@ class Peer(_Options):
     reports_tls: OutboundTls | None = Field(default=None, description="group: TLS towards reports_to; null is plain")
 
 
-class Tls(_Options):
+class Tls(Options):
     """TLS of our listener (PS3.15 B.12)."""
 
     certificate: sources.FileOrCredential = Field(description="PEM file of our certificate, or credential:NAME")
@@ -104,7 +63,7 @@ class Tls(_Options):
     minimum_version: MinimumVersion = Field(default="TLSv1.2", description="oldest TLS we speak")
 
 
-class Receive(_Options):
+class Receive(Options):
     """Our listener."""
 
     bind: values.BindAddress = Field(default="127.0.0.1", description="IP address of this box to listen on")
@@ -123,7 +82,7 @@ class Receive(_Options):
     min_rate: int = Field(default=10_000, ge=1, le=1_000_000_000, description="bytes per second inside a PDU")
 
 
-class Reserve(_Options):
+class Reserve(Options):
     """What stays free; below it we answer 0xA700 (P5)."""
 
     free_mb: int = Field(default=2_048, ge=1, le=100_000_000, description="megabytes of disk kept free")
@@ -136,7 +95,7 @@ def _with_defaults(given: Mapping[str, float]) -> Mapping[str, float]:
     return {**DEFAULT_SILENCE_S, **given}
 
 
-class SeriesRules(_Options):
+class SeriesRules(Options):
     """When a series counts as complete."""
 
     silence_s: Annotated[
@@ -148,7 +107,7 @@ class SeriesRules(_Options):
         return self.silence_s.get(modality.upper(), self.silence_s["default"])
 
 
-class Engine(_Options):
+class Engine(Options):
     """An engine of this box: a folder of this name under engines_dir."""
 
     id: values.EngineId = Field(description="name of the engine's folder")
@@ -156,7 +115,7 @@ class Engine(_Options):
     deadline_s: Seconds = Field(default=300, description="seconds until a study without an answer is 'not analysed'")
 
 
-class Analyse(_Options):
+class Analyse(Options):
     """The child process that runs engines."""
 
     python: values.Program | None = Field(default=None, description="interpreter of the runtime child; null is ours")
@@ -167,7 +126,7 @@ class Analyse(_Options):
     )
 
 
-class PriorityRule(_Options):
+class PriorityRule(Options):
     """The site's word on which finding is urgent. Nothing can make a study less urgent."""
 
     engine: values.EngineId = Field(description="id of the engine that says it")
@@ -176,105 +135,28 @@ class PriorityRule(_Options):
     priority: Literal[Priority.URGENT] = Field(default=Priority.URGENT, description="priority the finding gives")
 
 
-class When(_Options):
-    """Conditions of a destination: all lists must hold; an empty list always holds."""
+class Webhook(Options):
+    """Somebody's HTTP server that is told."""
 
-    calling_ae: tuple[values.AeTitle, ...] = Field(default=(), description="list of AE titles that sent the images")
-    modality: tuple[values.Modality, ...] = Field(default=(), description="list of modality codes")
-    sop_class: tuple[values.Uid, ...] = Field(default=(), description="list of SOP class UIDs")
-    engine: tuple[values.EngineId, ...] = Field(default=(), description="list of engine ids (for results only)")
-    priority: tuple[Priority, ...] = Field(default=(), description="list of priorities")
-
-
-def _not_empty(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
-    if not kinds:
-        raise ValueError(f"the list is empty: name at least one of {', '.join(Kind)}")
-    return kinds
-
-
-class _DestinationOptions(_Options):
-    """What every kind of destination has."""
-
-    name: values.DestinationName = Field(description="name of the destination in status and history")
-    takes: Annotated[tuple[Kind, ...], AfterValidator(_not_empty)] = Field(description="list of what it gets")
-    when: When = Field(default=When(), description="group of conditions")
-    accept_reference: bool = Field(default=False, description="results of reference engines may go there")
-    keep_h: float = Field(default=24, ge=0, le=8_760, description="hours a local copy is kept after its proof")
-
-
-class Pace(_Options):
-    """How much the line to a destination may carry at some hours."""
-
-    hours: values.Hours = Field(description="hours of the local day, such as 08:00-18:00")
-    kbit_s: int = Field(ge=16, le=10_000_000, description="kilobits per second that it may carry then")
-
-
-class DimseDestination(_DestinationOptions):
-    """A PACS or other DICOM node."""
-
-    kind: Literal["dimse"] = Field(description="dimse or folder")
-    host: values.Host = Field(description="host name or IP address (kind dimse)")
-    port: Port = Field(description="TCP port, 104 or 11112 as a rule (kind dimse)")
-    called_ae: values.AeTitle = Field(description="AE title of the destination (kind dimse)")
-    calling_ae: values.AeTitle | None = Field(default=None, description="AE title we call with; null is ae_title")
-    proof: Proof = Field(default=Proof.STORE, description="what frees a local copy")
-    proof_timeout_h: float = Field(
-        default=24, gt=0, le=8_760, description="hours to wait for that proof before it is asked for, or sent, again"
+    url: values.AlertUrl = Field(description="where alerts are posted, https://HOST/PATH")
+    secret: sources.FileOrCredential = Field(
+        description="file of the secret that signs alerts (HMAC-SHA256), or credential:NAME"
     )
-    timeout_s: Seconds = Field(default=30, description="seconds to wait for an answer")
-    max_pdu: PduLength = Field(default=131_072, description="bytes of the longest PDU we take")
-    tls: OutboundTls | None = Field(default=None, description="group: TLS towards it; null is plain TCP")
-    associations: int = Field(
-        default=4, ge=1, le=16, description="associations for images at one time, where so many carry more than fewer"
+    ca: sources.FileOrCredential | None = Field(
+        default=None, description="PEM file of who certifies it, or credential:NAME; null is the system's"
     )
-    congestion: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,15}$")] = Field(
-        default="auto", description="TCP congestion control: auto is bbr where the kernel has it; or its name"
+    every_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=60, description="seconds in which at most one alert is sent; what happens meanwhile is gathered"
     )
-    pace: tuple[Pace, ...] = Field(default=(), description="list of hours in which the line may carry only so much")
-    images: values.Hours | None = Field(
-        default=None, description="hours of the local day in which images go; results always go; null is always"
-    )
-    path: None = Field(default=None, description="folder to write into (kind folder)")
 
 
-class FolderDestination(_DestinationOptions):
-    """A folder of this box or of a mounted share."""
+class Alerts(Options):
+    """Who is told of what needs somebody."""
 
-    kind: Literal["folder"] = Field(description="dimse or folder")
-    path: values.Folder = Field(description="folder to write into (kind folder)")
-    proof: Literal[Proof.STORE] = Field(default=Proof.STORE, description="what frees a local copy")
-    proof_timeout_h: None = Field(default=None, description="only for kind dimse")
-    host: None = Field(default=None, description="only for kind dimse")
-    port: None = Field(default=None, description="only for kind dimse")
-    called_ae: None = Field(default=None, description="only for kind dimse")
-    calling_ae: None = Field(default=None, description="only for kind dimse")
-    timeout_s: None = Field(default=None, description="only for kind dimse")
-    tls: None = Field(default=None, description="only for kind dimse")
-    max_pdu: None = Field(default=None, description="only for kind dimse")
-    associations: None = Field(default=None, description="only for kind dimse")
-    congestion: None = Field(default=None, description="only for kind dimse")
-    pace: None = Field(default=None, description="only for kind dimse")
-    images: None = Field(default=None, description="only for kind dimse")
+    webhook: Webhook | None = Field(default=None, description="group: an HTTP server that is told; null is nobody")
 
 
-def _likely_kind(data: Any) -> str:
-    """Which model to read a destination with, also where `kind` is missing or mistyped: all errors show at once."""
-    if isinstance(data, FolderDestination):
-        return "<folder>"
-    if not isinstance(data, dict):
-        return "<dimse>"
-    kind = data.get("kind")
-    guess = "folder" if data.get("path") is not None and data.get("host") is None else "dimse"
-    return f"<{kind if kind in ('dimse', 'folder') else guess}>"
-
-
-Destination = Annotated[
-    Annotated[DimseDestination, Tag("<dimse>")] | Annotated[FolderDestination, Tag("<folder>")],
-    Discriminator(_likely_kind),
-]
-
-
-class Config(_Options):
+class Config(Options):
     """The whole configuration. Read it with `load`, which also checks what concerns more than one option."""
 
     node: values.NodeName = Field(default="scanside", description="name of this box in results and history")
@@ -288,6 +170,7 @@ class Config(_Options):
     analyse: Analyse = Field(default=Analyse(), description="group: the child process that runs engines")
     priorities: tuple[PriorityRule, ...] = Field(default=(), description="list of findings that are urgent here")
     destinations: tuple[Destination, ...] = Field(default=(), description="list of where things are sent")
+    alerts: Alerts = Field(default=Alerts(), description="group: who is told of what needs somebody")
 
     @property
     def state_dir(self) -> Path:
@@ -308,5 +191,5 @@ class Config(_Options):
     def engine(self, engine_id: str) -> Engine | None:
         return next((engine for engine in self.engines if engine.id == engine_id), None)
 
-    def destination(self, name: str) -> DimseDestination | FolderDestination | None:
+    def destination(self, name: str) -> DimseDestination | StowDestination | FolderDestination | None:
         return next((destination for destination in self.destinations if destination.name == name), None)

@@ -12,6 +12,9 @@ from appliance.config.values import beside_config
 from appliance.config.words import shown
 
 _CREDENTIAL = "credential:"
+_TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 2.1
+_LONGEST_TOKEN = 1 << 14
+_OTHERS = 0o007
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,254}")
 
 
@@ -44,3 +47,18 @@ def source(value: object, info: ValidationInfo) -> Source:
 
 
 FileOrCredential = Annotated[Source, PlainValidator(source)]
+
+
+def bearer_token(file: Path) -> str:
+    """What the file holds. Raises ValueError, whose words quote nothing of it."""
+    try:
+        with file.open("rb") as opened:
+            is_open_to_all = os.fstat(opened.fileno()).st_mode & _OTHERS
+            content = opened.read(_LONGEST_TOKEN + 1).strip()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    if is_open_to_all:
+        raise ValueError(f"{file} may be read by everybody on this box: chmod o-rwx {file}")
+    if len(content) > _LONGEST_TOKEN or not _TOKEN.fullmatch(content):
+        raise ValueError(f"{file} holds no bearer token: one word of letters, digits and -._~+/")
+    return content.decode("ascii")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, PlainValidator, ValidationInfo
 
@@ -20,6 +21,7 @@ _ENGINE_ID = re.compile(r"[a-z0-9][a-z0-9-]*")
 _CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _DAY_HOURS = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])\s*-\s*([01]?[0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
+_PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]{0,1000}")  # RFC 3986 3.3
 _OTHERS = "default"
 
 
@@ -203,6 +205,40 @@ def reason(text: str) -> str:
     return words
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def alert_url(text: str) -> str:
+    """Where alerts are posted: https, or http on this box itself; no user or password in it."""
+    parts = _url(text)
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise ValueError(f"{shown(text)}: http is for this box itself only, elsewhere https")
+    return text.strip()
+
+
+def web_url(text: str) -> str:
+    """The root of a DICOMweb service, to which /studies is added."""
+    parts = _url(text)
+    host(parts.hostname or "")
+    if parts.query or parts.fragment or not _PATH.fullmatch(parts.path):
+        raise ValueError(f"{shown(text)}: write https://HOST[:PORT]/PATH, with nothing after the path")
+    if parts.path.rstrip("/").endswith("/studies"):
+        raise ValueError(f"{shown(text)}: leave /studies out, it is added")
+    return text.strip().rstrip("/")
+
+
+def _url(text: str) -> SplitResult:
+    refused = ValueError(f"{shown(text)}: write https://HOST[:PORT]/PATH, with no user or password in it")
+    try:
+        parts = urlsplit(text.strip())
+        port_fits = parts.port is None or parts.port > 0
+    except ValueError:
+        raise refused from None
+    if parts.scheme not in ("https", "http") or not parts.hostname or not port_fits or parts.username is not None:
+        raise refused
+    return parts
+
+
 @dataclass(frozen=True, slots=True)
 class DayHours:
     """From one minute of the local day to another; over midnight where the first is the later one."""
@@ -239,6 +275,8 @@ ModalityOrDefault = Annotated[str, AfterValidator(modality_or_default)]
 PeerNetwork = Annotated[Network, PlainValidator(network)]
 BindAddress = Annotated[str, AfterValidator(bind_address)]
 Host = Annotated[str, AfterValidator(host)]
+AlertUrl = Annotated[str, AfterValidator(alert_url)]
+WebUrl = Annotated[str, AfterValidator(web_url)]
 Hours = Annotated[DayHours, PlainValidator(day_hours)]
 PlainHostPort = Annotated[HostPort, PlainValidator(host_port)]
 Folder = Annotated[Path, AfterValidator(folder)]

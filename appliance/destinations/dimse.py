@@ -162,7 +162,13 @@ class DimseSession:
         if self._reencoder is None or not self.alive:
             return self._store(stored, turn)
         with self._reencoder.outgoing(stored, self._line) as outgoing:
-            text = self._store(outgoing, turn)
+            try:
+                text = self._store(outgoing, turn)
+            except ObjectRefused:
+                if outgoing is stored or not self._association.accepted(item.sop_class_uid, item.transfer_syntax_uid):
+                    raise
+                self._reencoder.unwelcome(stored)
+                return self._store(stored, turn)
         if outgoing is not stored:
             self.sent = Sent(transfer_syntax_uid=outgoing.transfer_syntax_uid, size=outgoing.size)
         return text

@@ -58,19 +58,46 @@ def read_header(path: Path, offset: int, transfer_syntax_uid: str) -> Header:
 
 def read_header_fd(fd: int, offset: int, transfer_syntax_uid: str) -> Header:
     """As `read_header`, of an open file whose position is neither used nor moved."""
-    read = _reader(fd, offset)
+    return _header(_values(fd, offset, transfer_syntax_uid, _WANTED))
+
+
+def read_values(path: Path, offset: int, transfer_syntax_uid: str, wanted: frozenset[int]) -> dict[int, bytes]:
+    """The top-level values of these tags that are there and of a bearable length, as they stand in the file.
+
+    Raises OSError only, as `read_header`.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _values(fd, offset, transfer_syntax_uid, wanted)
+    finally:
+        os.close(fd)
+
+
+def first_item(sequence: bytes, transfer_syntax_uid: str) -> dict[int, bytes]:
+    """The values in the first item of a sequence that `read_values` has read."""
+    found: dict[int, bytes] = {}
+    layout = _Layout.of(transfer_syntax_uid, sequence[8:16])
+    for tag, start, end in _top_level(lambda at, size: sequence[at : at + size], layout, _MAX_VALUE, at=8):
+        if tag >> 16 == _ITEM >> 16:
+            break
+        found[tag] = sequence[start:end]
+    return found
+
+
+def _values(fd: int, offset: int, transfer_syntax_uid: str, wanted: frozenset[int]) -> dict[int, bytes]:
+    read: Read = _reader(fd, offset)
     if transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
         read = _Inflated(read)
-    values: dict[int, bytes] = {}
+    last, values = max(wanted), dict[int, bytes]()
     for tag, start, end in _top_level(read, _Layout.of(transfer_syntax_uid, read(0, 8)), MAX_ELEMENTS):
-        if tag in _WANTED and end - start <= _MAX_VALUE:
+        if tag in wanted and end - start <= _MAX_VALUE:
             value = read(start, end - start)
             if len(value) < end - start:  # a UID cut short would still look like one
                 break
             values[tag] = value
-        if tag >= _LAST_TAG:
+        if tag >= last:
             break
-    return _header(values)
+    return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ class Meter:
         self._limited = False
         self.bytes_s = bytes_s  #: 0: not known yet
         self._let_wait(max(LEAST_PIECE, int(bytes_s * UNSENT_S)) if bytes_s else 2 * FIRST_PIECE)
-        self.round_trip_s = 0.0
+        self.round_trip_s = self._last.round_trip_s if self._last is not None else 0.0
 
     @property
     def piece(self) -> int:

@@ -174,8 +174,7 @@ class ClientTls:
             raise DestinationRefused(f"TLS: {error}") from error
         except (OSError, ValueError) as error:
             connection.close()
-            lost = not isinstance(error, ssl.SSLError | ValueError) or isinstance(error, _CUT)
-            raise (TransientDeliveryError if lost else DestinationRefused)(_reason(error)) from error
+            raise failed_handshake(error) from error
 
     def context(self) -> ssl.SSLContext:
         """Raises CertificateUnusable."""
@@ -187,12 +186,23 @@ class ClientTls:
 
     def refusal(self, error: OSError) -> DestinationRefused | None:
         """With TLS 1.3 a refused certificate of ours shows at the first read after the handshake only."""
-        reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
-        told = "ALERT" in reason and any(word in reason for word in ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED"))
-        return DestinationRefused(_reason(error)) if told else None
+        return told_of_ours(error)
 
     def part(self, connection: socket.socket) -> None:
         part(connection)
+
+
+def failed_handshake(error: Exception) -> DestinationRefused | TransientDeliveryError:
+    """What it means for a delivery: a lost connection passes, a certificate or protocol that does not fit stays."""
+    lost = not isinstance(error, ssl.SSLError | ValueError) or isinstance(error, _CUT)
+    return (TransientDeliveryError if lost else DestinationRefused)(_reason(error))
+
+
+def told_of_ours(error: BaseException) -> DestinationRefused | None:
+    """Whether the other side said that it refuses our certificate, or wants one."""
+    reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
+    told = "ALERT" in reason and any(word in reason for word in ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED"))
+    return DestinationRefused(_reason(error)) if told and isinstance(error, ssl.SSLError) else None
 
 
 def names(certificate: Mapping[str, Any]) -> frozenset[str]:

@@ -3,6 +3,7 @@
 A missing tag is accepted: scanners leave BodyPartExamined out more often than they fill it in wrongly.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -78,8 +79,7 @@ def _nominal_spacing(headers: Sequence[ImageHeader]) -> float:
     positions = sorted({plane.position for header in headers for plane in header.planes}, key=lambda p: (p[2], p))
     if len(positions) < 2:
         return next((header.slice_thickness for header in headers if header.slice_thickness), float("inf"))
-    extent = sum((b - a) ** 2 for a, b in zip(positions[0], positions[-1], strict=True)) ** 0.5
-    return float(extent) / (len(positions) - 1)
+    return math.dist(positions[0], positions[-1]) / (len(positions) - 1)
 
 
 def _check_word(found: str, accepted: Sequence[str], what: str) -> None:

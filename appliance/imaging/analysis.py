@@ -4,7 +4,8 @@ prepared = prepare(package, paths, workdir, reader)             CannotAnalyse: "
 reading = conclude(package, prepared, engine.infer(prepared.inputs, ...))
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,20 @@ class Reading:
     measures: dict[str, float]
 
 
+@contextmanager
+def _reckoning() -> Iterator[None]:
+    """Headers are bounded one value at a time; what several make together may be no number all the same.
+
+    The cause is dropped: it may quote a value of the file (P10).
+    """
+    try:
+        yield
+    except (ArithmeticError, ValueError) as error:
+        detail = f"the headers state what cannot be reckoned with ({type(error).__name__})"
+        raise CannotAnalyse(Reason.UNDECODABLE, detail) from None
+
+
+@_reckoning()
 def prepare(
     package: EnginePackage,
     paths: Sequence[Path],
@@ -78,8 +93,9 @@ def prepare(
     )
 
 
+@_reckoning()
 def conclude(package: EnginePackage, prepared: Prepared, outputs: Mapping[str, NDArray[np.generic]]) -> Reading:
-    """What the model's outputs mean. Raises RuntimeFailed(ENGINE_FAILED) where they are nonsense."""
+    """What the model's outputs mean. Raises RuntimeFailed(ENGINE_FAILED) where they are nonsense, and CannotAnalyse."""
     said = _read(package.manifest, prepared, outputs)
     conclusion = Conclusion.FINDING if said.findings else Conclusion.NO_FINDING
     return Reading(conclusion=conclusion, findings=said.findings, measures=said.measures)
@@ -91,33 +107,43 @@ def closed_geometry(paths: Sequence[Path], reader: ImageReader) -> bool:
     Raises RuntimeFailed.
     """
     try:
-        return geometry.is_closed([reader.header(path) for path in paths], reader)
+        with _reckoning():
+            return geometry.is_closed([reader.header(path) for path in paths], reader)
     except CannotAnalyse:
         return False
 
 
+@_reckoning()
 def preference(
     package: EnginePackage, paths: Sequence[Path], reader: ImageReader
 ) -> tuple[bool, tuple[int, float, int, str]]:
     """Sort key of a series among those of a study (one_per: study), lower = preferred.
 
-    What the engine cannot take comes last: a localiser, say, or a series with an unreadable file. Raises RuntimeFailed.
+    What the engine cannot take comes last: a localiser, say, or a series with an unreadable file. Raises RuntimeFailed,
+    ReaderLost(DEADLINE) where it was not read to its end, which says nothing of it, and CannotAnalyse(UNDECODABLE).
     """
-    headers = []
+    manifest = package.manifest
+    headers: list[ImageHeader] = []
+    try:
+        _read_headers(paths, reader, headers)
+        kept = acceptance.suitable(headers, manifest.accepts)
+        acceptance.check_stack(geometry.stack(kept, manifest.accepts.orientation, reader), manifest.accepts)
+    except CannotAnalyse as error:
+        if isinstance(error, ReaderLost) and error.reason == Reason.DEADLINE:
+            raise
+        return True, acceptance.rank(headers, manifest.prefer)
+    return len(headers) < len(paths), acceptance.rank(kept, manifest.prefer)
+
+
+def _read_headers(paths: Sequence[Path], reader: ImageReader, headers: list[ImageHeader]) -> None:
+    """Those that can be read, until one costs the reader its life: raises ReaderLost."""
     for path in paths:
         try:
             headers.append(reader.header(path))
         except ReaderLost:
-            break
+            raise
         except CannotAnalyse:
             continue
-    manifest = package.manifest
-    try:
-        kept = acceptance.suitable(headers, manifest.accepts)
-        acceptance.check_stack(geometry.stack(kept, manifest.accepts.orientation, reader), manifest.accepts)
-    except CannotAnalyse:
-        return True, acceptance.rank(headers, manifest.prefer)
-    return len(headers) < len(paths), acceptance.rank(kept, manifest.prefer)
 
 
 def _prepare_film(manifest: Manifest, headers: Sequence[ImageHeader], reader: ImageReader) -> Prepared:

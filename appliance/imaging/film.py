@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from appliance.errors import CannotAnalyse
-from appliance.imaging.headers import ImageHeader, parsing, read_elements
+from appliance.imaging.headers import ImageHeader, PixelLayout, parsing, read_elements
 from appliance.imaging.pixels import read_frame
 from appliance.model import Reason
 
@@ -29,14 +29,13 @@ class Film:
 
 
 def read_film(header: ImageHeader) -> Film:
-    """Raises CannotAnalyse: UNSUITABLE (colour, several frames), UNDECODABLE."""
+    """Raises CannotAnalyse: UNSUITABLE (colour, several frames, too large), UNDECODABLE."""
     layout = header.layout
     if layout.photometric not in ("MONOCHROME1", "MONOCHROME2") or layout.samples_per_pixel != 1:
         raise CannotAnalyse(Reason.UNSUITABLE, "a colour image, not a radiograph")
     if layout.frames != 1:
         raise CannotAnalyse(Reason.UNSUITABLE, f"{layout.frames} frames, not one radiograph")
-    if layout.rows * layout.columns > MAX_PIXELS:
-        raise CannotAnalyse(Reason.UNSUITABLE, f"a film of {layout.columns} x {layout.rows} pixels is not read")
+    check_size(layout)
     with parsing("grey-scale chain"), header.path.open("rb") as file:
         dataset, _ = read_elements(file)
         modality, window = _modality(dataset, header), _voi(dataset, header)
@@ -47,6 +46,12 @@ def read_film(header: ImageHeader) -> Film:
     if padding is not None:
         image[padding] = 0
     return Film(header=header, image=image)
+
+
+def check_size(layout: PixelLayout) -> None:
+    """Before there is any memory for it. Raises CannotAnalyse(UNSUITABLE)."""
+    if layout.rows * layout.columns > MAX_PIXELS:
+        raise CannotAnalyse(Reason.UNSUITABLE, f"an image of {layout.columns} x {layout.rows} pixels is not read")
 
 
 def _modality(dataset: Dataset, header: ImageHeader) -> Transform:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.errors import CannotAnalyse
-from appliance.imaging.headers import ImageHeader, Plane, Vector
+from appliance.imaging.headers import MAX_NUMBER, ImageHeader, Plane, Vector
 from appliance.imaging.reading import IN_PROCESS, ImageReader
 from appliance.model import Reason
 
@@ -100,6 +100,7 @@ def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _check_uniform(frames: Sequence[tuple[ImageHeader, Plane]]) -> None:
     _, first = frames[0]
+    _check_finite([plane for _, plane in frames])
     if len({header.series_instance_uid for header, _ in frames}) > 1:
         raise _not_one_stack("the slices are of more than one series")
     sizes = {(header.layout.rows, header.layout.columns) for header, _ in frames}
@@ -114,6 +115,15 @@ def _check_uniform(frames: Sequence[tuple[ImageHeader, Plane]]) -> None:
     tilt = max((header.tilt for header, _ in frames), key=abs)
     if abs(tilt) > MAX_TILT_DEGREES:
         raise _not_one_stack(f"the gantry was tilted by {tilt:.1f} degrees")
+
+
+def _check_finite(planes: Sequence[Plane]) -> None:
+    """No comparison below is true of NaN, and infinity overflows what is rounded."""
+    numbers = np.array(
+        [plane.position + plane.row_direction + plane.column_direction + plane.pixel_spacing for plane in planes]
+    )
+    if not (np.isfinite(numbers) & (np.abs(numbers) <= MAX_NUMBER)).all():
+        raise _not_one_stack("positions, directions or spacings are no numbers of a patient")
 
 
 def _without_duplicates(slices: Sequence[Slice], reader: ImageReader) -> list[Slice]:

@@ -4,7 +4,6 @@ One reader for all that is analysed (classic and enhanced CT, CR, DX, secondary 
 file, callers see CannotAnalyse(Reason.UNDECODABLE) and nothing else; its text never quotes a value of the file.
 """
 
-import math
 import struct
 import warnings
 import zlib
@@ -51,6 +50,8 @@ PARSE_FAILURES = (
 MAX_DEFLATED, MAX_INFLATED = 1 << 20, 1 << 22  #: bytes, of a header
 MAX_TEXT, MAX_VALUES = 1024, 64  #: characters, values of an element: the rest is cut away
 MAX_COUNT, MAX_BITS = 2**31 - 1, 64
+MAX_SIDE = 2**16 - 1  #: rows, columns: both are US, whatever VR the file gives them
+MAX_NUMBER = 1e6  #: millimetres, degrees, or HU: more would only overflow what is reckoned with it
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _LONG_VRS = (b"OB", b"OW", b"UN", b"OD", b"OF", b"OL", b"OV")
 _PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}
@@ -191,8 +192,8 @@ def _layout(dataset: Dataset, syntax: UID, offset: int, length: int | None) -> P
         raise ValueError("BitsAllocated")
     return PixelLayout(
         transfer_syntax_uid=syntax,
-        rows=_count(dataset, "Rows", 0),
-        columns=_count(dataset, "Columns", 0),
+        rows=_count(dataset, "Rows", 0, MAX_SIDE),
+        columns=_count(dataset, "Columns", 0, MAX_SIDE),
         frames=_count(dataset, "NumberOfFrames", 1),
         samples_per_pixel=_count(dataset, "SamplesPerPixel", 1),
         photometric=_text(dataset, "PhotometricInterpretation"),
@@ -206,10 +207,10 @@ def _layout(dataset: Dataset, syntax: UID, offset: int, length: int | None) -> P
     )
 
 
-def _count(dataset: Dataset, keyword: str, absent: int) -> int:
+def _count(dataset: Dataset, keyword: str, absent: int, most: int = MAX_COUNT) -> int:
     """Raises ValueError for what no count can be; absent, empty and 0 are one."""
     value = int(dataset.get(keyword) or absent)
-    if not 0 <= value <= MAX_COUNT:
+    if not 0 <= value <= most:
         raise ValueError(keyword)
     return value
 
@@ -329,6 +330,6 @@ def _short(value: object) -> str:
 
 def _number(value: object) -> float:
     number = float(str(value))
-    if not math.isfinite(number):
-        raise ValueError("not a finite number")
+    if not abs(number) <= MAX_NUMBER:  # nor is NaN
+        raise ValueError("not a number within bounds")
     return number

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from appliance.journal.rows import DELIVERY_SELECT, delivery_of
 from appliance.journal.store import Journal, Subject, Transaction
 from appliance.model import Delivery, Owed, Urgency
+from appliance.ports import Sent
 from appliance.states import DELIVERY, DeliveryState, Event
 
 UNROUTED = ""
@@ -27,6 +28,7 @@ class Settlement:
     reason: str = ""
     started_tick: int
     attempts: int
+    sent_as: Sent | None = None  #: what went out instead of the object as it is stored
 
 
 def next_queued(journal: Journal, destination: str, limit: int, *, skip: Collection[int] = ()) -> list[Delivery]:
@@ -82,7 +84,12 @@ def settle(journal: Journal, settlements: Sequence[Settlement]) -> None:
                 attempts=settlement.attempts,
                 ms=tx.tick - settlement.started_tick,
                 reason=settlement.reason,
+                **_recoded(settlement.sent_as),
             )
+
+
+def _recoded(sent: Sent | None) -> dict[str, object]:
+    return {"sent_as": sent.transfer_syntax_uid, "sent_bytes": sent.size} if sent else {}
 
 
 def _has_other_copy(tx: Transaction, delivery: Delivery) -> bool:

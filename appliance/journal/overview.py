@@ -8,6 +8,7 @@ from appliance.journal.identity import Alarm, alarms
 from appliance.journal.performed import Awaited
 from appliance.journal.proofs import Unproven
 from appliance.journal.store import Journal
+from appliance.model import Urgency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,9 @@ class Owed:
     bytes: int
     oldest_tick: int
     reason: str = ""
+    results: int = 0  #: of those in the queue
+    results_bytes: int = 0
+    oldest_result_tick: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +64,13 @@ def overview(journal: Journal) -> Overview:
 
 def _queued(journal: Journal) -> list[Owed]:
     rows = journal.query(
-        "SELECT destination, count(*) AS count, sum(size) AS bytes, min(id) AS oldest FROM delivery"
-        " INDEXED BY delivery_queued WHERE state='queued' GROUP BY destination"
+        "SELECT destination, sum(count) AS count, sum(bytes) AS bytes, min(oldest) AS oldest,"
+        " coalesce(sum(count) FILTER (WHERE urgency<=?1), 0) AS results,"
+        " coalesce(sum(bytes) FILTER (WHERE urgency<=?1), 0) AS results_bytes,"
+        " min(oldest) FILTER (WHERE urgency<=?1) AS oldest_result FROM"
+        " (SELECT destination, urgency, count(*) AS count, sum(size) AS bytes, min(id) AS oldest FROM delivery"
+        " INDEXED BY delivery_queued WHERE state='queued' GROUP BY destination, urgency) GROUP BY destination",
+        int(Urgency.RESULT),
     )
     return [
         Owed(
@@ -69,10 +78,17 @@ def _queued(journal: Journal) -> list[Owed]:
             state="queued",
             count=row["count"],
             bytes=row["bytes"],
-            oldest_tick=_number(journal, "SELECT created_tick FROM delivery WHERE id=?", row["oldest"]),
+            oldest_tick=_created(journal, row["oldest"]),
+            results=row["results"],
+            results_bytes=row["results_bytes"],
+            oldest_result_tick=_created(journal, row["oldest_result"]) if row["oldest_result"] else None,
         )
         for row in rows
     ]
+
+
+def _created(journal: Journal, delivery: int) -> int:
+    return _number(journal, "SELECT created_tick FROM delivery WHERE id=?", delivery)
 
 
 def _held(journal: Journal) -> list[Owed]:

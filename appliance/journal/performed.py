@@ -183,14 +183,18 @@ def awaited(journal: Journal) -> list[Awaited]:
         "SELECT s.id, s.study_instance_uid, s.series_instance_uid, s.calling_ae, s.last_tick, p.step, t.ended_tick"
         " FROM series s JOIN performed_series p ON p.series_instance_uid=s.series_instance_uid"
         f" JOIN performed_step t ON t.id=p.step WHERE s.state='{SeriesState.OPEN}'"
-        f" AND t.state='{StepState.COMPLETED}' ORDER BY s.last_tick"
+        f" AND t.state='{StepState.COMPLETED}'"
     )
     by_series: defaultdict[int, list[sqlite3.Row]] = defaultdict(list)
     for row in rows:
         by_series[row["id"]].append(row)
     waiting = [series for series, what in stated(journal).items() if what is Stated.MISSING and series in by_series]
-    found = [_awaited(journal, by_series[series]) for series in waiting[:MAX_AWAITED]]
-    return sorted(found, key=lambda one: one.since_tick)
+    longest = sorted(waiting, key=lambda series: _since(by_series[series]))[:MAX_AWAITED]
+    return [_awaited(journal, by_series[series]) for series in longest]
+
+
+def _since(said: Sequence[sqlite3.Row]) -> int:
+    return max(int(said[0]["last_tick"]), *(int(row["ended_tick"]) for row in said))
 
 
 def _awaited(journal: Journal, said: Sequence[sqlite3.Row]) -> Awaited:
@@ -201,7 +205,7 @@ def _awaited(journal: Journal, said: Sequence[sqlite3.Row]) -> Awaited:
         calling_ae=series["calling_ae"],
         named=len(named),
         missing=len(named - _arrived(journal, series)),
-        since_tick=max(series["last_tick"], *(row["ended_tick"] for row in said)),
+        since_tick=_since(said),
     )
 
 

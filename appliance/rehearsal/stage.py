@@ -60,7 +60,7 @@ def set_up(folder: Path, cast: Cast, material: Material, tell: Tell) -> Iterator
     stirred = threading.Event()
     with (
         TimedPacs(folder / "pacs", stirred.set) as pacs,
-        Box(folder / "appliance", _options(cast, pacs.port), stirred) as box,
+        Box(folder / "appliance", options(cast, pacs.port), stirred) as box,
     ):
         yield Stage(box=box, pacs=pacs, material=material, cast=cast, tell=tell)
 
@@ -83,7 +83,7 @@ def held(now: Overview) -> Sequence[str]:
     ]
 
 
-def _options(cast: Cast, pacs_port: int) -> dict[str, Any]:
+def options(cast: Cast, pacs_port: int) -> dict[str, Any]:
     """As a site would write it, but on loopback, impatient, and trusting reference engines."""
     return {
         "node": "rehearsal",

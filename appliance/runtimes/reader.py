@@ -5,6 +5,9 @@ a limit of memory; one that dies, spins, hangs or answers nonsense is killed and
 ReaderLost. A sudden death is given a second chance in a new child: the kernel may have taken the first for its memory.
 After a file whose pixels cannot be read the child is replaced, too: what decoders leave behind when they fail is
 unknown.
+
+The wall is against crashes, hangs and bombs. It is none against a child that a file has taken over: that has the
+daemon's user id, and may do what the daemon may.
 """
 
 import os
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from appliance.errors import CannotAnalyse, RuntimeFailed
-from appliance.imaging.film import Film
+from appliance.imaging.film import Film, check_size
 from appliance.imaging.headers import ImageHeader, Plane
 from appliance.imaging.reading import Frame, ReaderLost
 from appliance.model import Reason
@@ -178,11 +181,17 @@ class ReaderSession:
         return said.header.value(path)
 
     def elements(self, path: Path, tags: Sequence[int]) -> Dataset:
-        return self._ask({"do": "elements", "path": _plain(path), "tags": list(tags)}, ElementsSaid).dataset()
+        said = self._ask({"do": "elements", "path": _plain(path), "tags": list(tags)}, ElementsSaid).dataset()
+        if said is None:
+            raise self._mad()
+        return said
 
     def same_pixels(self, a: Frame, b: Frame) -> bool:
         images = {key: {**_image(header), "frame": frame} for key, (header, frame) in (("a", a), ("b", b))}
-        return self._ask({"do": "same", **images}, SameSaid).same
+        same = self._ask({"do": "same", **images}, SameSaid).same
+        if same is None:
+            raise self._mad()
+        return same
 
     def slice_hu(self, header: ImageHeader, plane: Plane) -> NDArray[np.float32]:
         return self._filled({"do": "slice", "image": _image(header), "plane": asdict(plane)}, header)
@@ -196,6 +205,7 @@ class ReaderSession:
 
     def _filled(self, request: Message, header: ImageHeader) -> NDArray[np.float32]:
         """Sealed memory takes only pages that are written to: the child checks the size before that."""
+        check_size(header.layout)
         shape = (header.layout.rows, header.layout.columns)
         try:
             with memory_file(shape[0] * shape[1] * 4) as fd:

@@ -12,12 +12,13 @@ from pydicom.uid import UID
 from appliance.imaging.headers import (
     MAX_BITS,
     MAX_COUNT,
+    MAX_NUMBER,
+    MAX_SIDE,
     MAX_TEXT,
     MAX_VALUES,
     ImageHeader,
     PixelLayout,
     Plane,
-    Vector,
 )
 from appliance.imaging.reading import MAX_VALUE
 from appliance.runtimes.channel import Answer
@@ -25,10 +26,14 @@ from appliance.runtimes.channel import Answer
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Texts = Annotated[tuple[Text, ...], Field(max_length=MAX_VALUES)]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Side = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Bits = Annotated[int, Field(ge=0, le=MAX_BITS)]
 Pattern = Annotated[int, Field(ge=0, lt=2**MAX_BITS)]
 Offset = Annotated[int, Field(ge=0, lt=2**63)]
-Spacing = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+Vector = tuple[Number, Number, Number]
+Length = Annotated[float, Field(gt=0, le=MAX_NUMBER)]
+Spacing = tuple[Length, Length]
 
 
 class _Part(BaseModel):
@@ -54,8 +59,8 @@ class Hello(Answer):
 
 class _Layout(_Part):
     transfer_syntax_uid: Text
-    rows: Count
-    columns: Count
+    rows: Side
+    columns: Side
     frames: Count
     samples_per_pixel: Count
     photometric: Text
@@ -77,8 +82,8 @@ class _Plane(_Part):
     row_direction: Vector
     column_direction: Vector
     pixel_spacing: Spacing
-    slope: float
-    intercept: float
+    slope: Number
+    intercept: Number
     rescaled: bool
 
 
@@ -91,11 +96,11 @@ class _Header(_Part):
     body_part: Text
     view_position: Text
     kernels: Texts
-    tilt: float
-    slice_thickness: float | None
+    tilt: Number
+    slice_thickness: Number | None
     pixel_spacing: Spacing | None
-    slope: float
-    intercept: float
+    slope: Number
+    intercept: Number
     layout: _Layout
     planes: tuple[_Plane, ...]
     patient_orientation: Texts
@@ -121,11 +126,13 @@ class _Element(_Part):
 
 
 class ElementsSaid(Said):
-    elements: Annotated[tuple[_Element, ...], Field(max_length=1000)] = ()
+    elements: Annotated[tuple[_Element, ...], Field(max_length=1000)] | None = None  #: None: it said nothing
 
-    def dataset(self) -> Dataset:
+    def dataset(self) -> Dataset | None:
+        if self.elements is None:
+            return None
         return Dataset({one.raw().tag: one.raw() for one in self.elements})
 
 
 class SameSaid(Said):
-    same: bool = False
+    same: bool | None = None  #: None: it said nothing

@@ -7,6 +7,7 @@
     slice     image, plane              [memory]      -> the memory is filled: float32
     write     image, plane, offset      [volume]      -> the file is written at `offset`: int16
     film      image                     [memory]      -> the memory is filled: float32
+    transcode path, syntax, most        [file]        -> size: of the Part 10 file that was written; seconds
     quit                                              -> and the child ends
 
 An image is a path and what its header was read to say. Each answer has `ok`, and `cannot` (`reason`, `detail`) where
@@ -31,10 +32,12 @@ from pydicom.uid import UID
 from appliance.errors import CannotAnalyse, RuntimeFailed
 from appliance.imaging.headers import ImageHeader, PixelLayout, Plane
 from appliance.imaging.reading import IN_PROCESS, write_array
+from appliance.imaging.transcode import transcode
 from appliance.model import Reason
 from appliance.runtimes.child import MAX_DETAIL, QUIET_S, Message, confine, give_memory_back, open_wire
 
 PROTOCOL = 1
+BUFFER = 1 << 20
 MAX_ANSWER = 24 << 20  #: bytes; the planes of 60 000 frames take less, and a header holds no more
 
 
@@ -70,6 +73,7 @@ def _answer(request: Message, files: list[BinaryIO]) -> Message:
         "slice": _slice,
         "write": _write,
         "film": _film,
+        "transcode": _transcode,
     }
     try:
         return {"ok": True, **do[request["do"]](request, files)}
@@ -141,6 +145,13 @@ def _film(request: Message, files: list[BinaryIO]) -> Message:
     film = IN_PROCESS.film(_image(request["image"]))
     write_array(files[0].fileno(), film.image)
     return {}
+
+
+def _transcode(request: Message, files: list[BinaryIO]) -> Message:
+    begun = time.monotonic()
+    with open(files[0].fileno(), "wb", BUFFER, closefd=False) as output:
+        size = transcode(Path(request["path"]), output, UID(request["syntax"]), int(request["most"]))
+    return {"size": size, "seconds": time.monotonic() - begun}
 
 
 def _image(said: Message) -> ImageHeader:

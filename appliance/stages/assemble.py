@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from appliance.errors import CannotAnalyse, RuntimeFailed
 from appliance.imaging import analysis
-from appliance.imaging.reading import ImageReader
+from appliance.imaging.reading import ImageReader, ReaderLost
 from appliance.journal import identity, jobs
 from appliance.journal.jobs import Duty
 from appliance.model import (
@@ -32,6 +32,7 @@ EARLY_AFTER_MS = 500
 LONGEST_REST_MS = 60_000
 REMEMBERED = 256  # judgements of input sets
 JUDGE_S = 60.0  # for the headers of one series
+PUT_OFF_MS = 5_000  # of a job whose series nobody can read just now: the others have their turn
 
 T = TypeVar("T")
 
@@ -44,6 +45,7 @@ class Assembler:
         self._ranks: dict[str, tuple[int, object, int]] = {}
         self._lost = False  # whether a series cost the reader its life in this step
         self._due_ms = LONGEST_REST_MS
+        self._put_off: dict[int, int] = {}  # job id -> tick
         self.early: list[EarlyRun] = []  #: for the infer stage, renewed by each step
 
     def step(self) -> bool:
@@ -60,6 +62,8 @@ class Assembler:
         changed = bool(arrived)
         self._due_ms, self._lost = LONGEST_REST_MS, False
         early: list[EarlyRun] = []
+        now = self._desk.journal.clock.tick()
+        self._put_off = {job: until for job, until in self._put_off.items() if until > now}
         for job in jobs.unfinished(self._desk.journal, JobState.WAITING, JobState.READY, JobState.RUNNING):
             engine = self._desk.engine(job.engine)
             left_ms = job.deadline_tick - self._desk.journal.clock.tick()
@@ -99,6 +103,21 @@ class Assembler:
         return jobs.conclude(self._desk.journal, job, Event.DEADLINE, outcome)
 
     def _try_to_close(self, job: Job, engine: EngineOnDuty, early: list[EarlyRun]) -> bool:
+        """A moment without a reader must not decide which series is read: until there is one the answer is not yet, and
+        the job's deadline bounds the wait.
+        """
+        now = self._desk.journal.clock.tick()
+        if job.id not in self._put_off:
+            try:
+                return self._close_on_evidence(job, engine, early)
+            except (ReaderLost, RuntimeFailed) as error:
+                self._desk.log("series_not_compared", study=job.study_instance_uid, reason=str(error))
+                self._put_off[job.id] = self._desk.journal.clock.tick() + PUT_OFF_MS
+        self._due_ms = min(self._due_ms, max(1, self._put_off[job.id] - now))
+        return False
+
+    def _close_on_evidence(self, job: Job, engine: EngineOnDuty, early: list[EarlyRun]) -> bool:
+        """Raises ReaderLost(DEADLINE), RuntimeFailed: of several series none can be preferred just now."""
         series = self._subject_series(job, engine)
         if not series:
             return self._no_series(job, engine)
@@ -170,7 +189,9 @@ class Assembler:
 
         try:
             return _remembered(self._ranks, f"{engine.key} {series.id} {jobs.digest_of(instances)}", judge)
-        except (CannotAnalyse, RuntimeFailed):  # files are gone, or there is nobody to read them just now
+        except ReaderLost:
+            raise
+        except CannotAnalyse:  # files are gone, or their headers make no sense together
             return 1, -series.arrivals, series.id
 
     def _looks_complete(self, series: Series) -> bool:

@@ -48,7 +48,7 @@ from appliance.wiring.common import (
 )
 from appliance.wiring.engines import EngineFacts
 
-JOURNAL_FULL_PAUSE_S = 2.0
+SHORTAGE_PAUSE_S = 2.0  # of the journal, or of somebody to read images
 LOOK_EVERY_S = 1.0
 STEP_CPU_S = 600  #: of processor time from the last beginning of a step; what spins in C ends by a signal
 HUNG_AFTER_S = 120.0  # beyond what deadlines allow
@@ -122,13 +122,19 @@ class Analysis:
         while not self._life.stopping.is_set():
             try:
                 with self._timed("assemble"):
-                    busy = self._assembler.step() | self._reporter.step()
-            except OutOfResources as error:
+                    busy = self._assemble_and_report()
+            except (OutOfResources, RuntimeFailed) as error:
                 self._pause(error)
                 continue
-            self._go.set()
             if not busy:
                 self._bell.wait(min(SLOW_POLL_S, self._assembler.next_due_s()))
+
+    def _assemble_and_report(self) -> bool:
+        """One step of each; infer hears of what assemble made ready though there be nobody to report with."""
+        try:
+            return self._assembler.step() | self._reporter.step()
+        finally:
+            self._go.set()
 
     def infer(self) -> None:
         self._freshen_reader()
@@ -172,9 +178,9 @@ class Analysis:
         except RuntimeFailed as error:  # who wants to read is told the same
             self._log("reader_does_not_start", reason=str(error))
 
-    def _pause(self, error: OutOfResources) -> None:
-        self._log("journal_full", reason=str(error))
-        self._life.stopping.wait(JOURNAL_FULL_PAUSE_S)
+    def _pause(self, error: OutOfResources | RuntimeFailed) -> None:
+        self._log("reader_unavailable" if isinstance(error, RuntimeFailed) else "journal_full", reason=str(error))
+        self._life.stopping.wait(SHORTAGE_PAUSE_S)
 
     def _load(self) -> None:
         """Load each engine and let it prove itself on its golden cases: only verified engines serve (P8)."""

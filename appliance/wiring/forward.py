@@ -17,6 +17,7 @@ from appliance.stages.prove import Desk as ProofDesk
 from appliance.stages.prove import Prover
 from appliance.stages.retain import Retainer, Upkeep
 from appliance.wakeup import SLOW_POLL_S, Bell
+from appliance.wiring.alert import alerters, latch_told
 from appliance.wiring.common import (
     EX_LATCHED,
     EX_OK,
@@ -42,7 +43,9 @@ UNOWED_KEEP_H = 24  # what is owed to nobody (a result in shadow, say) is kept s
 def run(config: Config, life: Life) -> int:
     log = configure("forward").info
     spool = open_spool(config, "received")
-    if not wait_until_proved(spool, life, log):
+    with latch_told(config, spool, log):
+        proved = wait_until_proved(spool, life, log)
+    if not proved:
         return EX_OK
     with latching(spool):
         journal = open_journal(config, "forward", spool.free_reserve)
@@ -62,8 +65,8 @@ def run(config: Config, life: Life) -> int:
         for one in waiting:
             one.wake()
 
-    box = Outbox(journal=journal, path=spool.path, log=log, changed=changed, settled=settled)
-    lanes += make_lanes(config, box)
+    box = Outbox(journal=journal, path=spool.path, log=log, changed=changed, settled=settled, failed=spool.latch)
+    lanes += make_lanes(config, box, spool.check_scratch)
     told = publisher(config, answering)
     answering += confirmers(config, spool, ConfirmDesk(journal=journal, log=log, changed=told))
     asked = proof_publisher(config, proving)
@@ -77,6 +80,7 @@ def run(config: Config, life: Life) -> int:
     workers += [Worker(f"confirm-{one.calling_ae}", one.run, life, log, spool.latch) for one in answering]
     workers += [Worker(f"prove-{one.name}", one.run, life, log, spool.latch) for one in proving]
     workers.append(Worker("retain", lambda: retainer.run(life.stopping), life, log, spool.latch))
+    workers += [Worker("alert", one.run, life, log, spool.latch) for one in alerters(config, journal, lanes, life, log)]
     changed()
     told()
     asked()

@@ -1,16 +1,20 @@
 """The lanes of the forward process: what can send to each destination, and when."""
 
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from appliance.config import Config, DimseDestination
+from appliance.config import Config, DimseDestination, FolderDestination, StowDestination
 from appliance.config import Destination as DestinationOptions
 from appliance.config.values import DayHours
 from appliance.destinations.dimse import DimseNode
 from appliance.destinations.folder import Folder
+from appliance.destinations.reencoding import Reencoder, Workshop
+from appliance.destinations.reencoding_rules import Rules
 from appliance.journal.clock import Clock
 from appliance.ports import Destination
+from appliance.runtimes.recoder import LOSSLESS_SYNTAXES, ChildRecoder, RecoderSettings
 from appliance.stages.forward import Lane, Outbox
 from appliance.stages.forward.timetable import Hours, LocalMinute, Paced, Timetable
 from appliance.wiring.common import publish_facts
@@ -18,30 +22,59 @@ from appliance.wiring.outbound import target
 
 AUTO, PREFERRED = "auto", "bbr"  # at 2 % loss ten times as quick as cubic, and it leaves the line's queues short
 BYTES_PER_KBIT = 125
+SCRATCH = "recoded"  # folder of the state, for objects that are sent in another transfer syntax
 
 
-def lanes(config: Config, box: Outbox) -> list[Lane]:
-    """One for each destination."""
+def lanes(config: Config, box: Outbox, check_scratch: Callable[[int], None]) -> list[Lane]:
+    """One for each destination. `check_scratch`: as that of the spool."""
     minute = _local_minute(box.journal.clock)
-    return [_lane(config, options, box, minute) for options in config.destinations]
+    shutil.rmtree(config.state_dir / SCRATCH, ignore_errors=True)  # of what was being sent when we ended
+    return [_lane(config, options, box, minute, check_scratch) for options in config.destinations]
 
 
-def _lane(config: Config, options: DestinationOptions, box: Outbox, minute: LocalMinute) -> Lane:
-    destination = adapter(config, options)
-    if not isinstance(options, DimseDestination):
+def _lane(
+    config: Config,
+    options: DestinationOptions,
+    box: Outbox,
+    minute: LocalMinute,
+    check_scratch: Callable[[int], None],
+) -> Lane:
+    destination = adapter(config, options, check_scratch)
+    if isinstance(options, FolderDestination):
         return Lane(options.name, destination, box)
     return Lane(options.name, destination, box, options.associations, _timetable(options, minute))
 
 
-def adapter(config: Config, options: DestinationOptions) -> Destination:
+def adapter(config: Config, options: DestinationOptions, check_scratch: Callable[[int], None]) -> Destination:
     """What can send to a configured destination."""
-    if not isinstance(options, DimseDestination):
+    if isinstance(options, FolderDestination):
         return Folder(options.path)
     congestion = PREFERRED if options.congestion == AUTO else options.congestion
-    return DimseNode(replace(target(config, options), congestion=congestion))
+    if isinstance(options, StowDestination):
+        from appliance.wiring.web import stow_node  # noqa: PLC0415 - httpx is large, and most sites have no DICOMweb
+
+        return stow_node(options, congestion)
+    node = replace(target(config, options), congestion=congestion)
+    return DimseNode(node, _reencoder(config, options, check_scratch))
 
 
-def _timetable(options: DimseDestination, minute: LocalMinute) -> Timetable:
+def _reencoder(config: Config, options: DimseDestination, check_scratch: Callable[[int], None]) -> Reencoder | None:
+    """Its child is not there before something must be re-encoded."""
+    if options.compress is None and not options.reencode:
+        return None
+    folder = config.state_dir / SCRATCH / options.name
+    recoder = ChildRecoder(RecoderSettings(memory_mb=config.analyse.read_memory_mb))
+    return Reencoder(
+        Rules(
+            compress=LOSSLESS_SYNTAXES if options.compress is not None else (),
+            decode=options.reencode,
+            decode_lossy=options.decode_lossy,
+        ),
+        Workshop(recoder=recoder, folder=folder, check_scratch=check_scratch),
+    )
+
+
+def _timetable(options: DimseDestination | StowDestination, minute: LocalMinute) -> Timetable:
     return Timetable(
         minute=minute,
         paced=[Paced(hours=_hours(pace.hours), bytes_s=pace.kbit_s * BYTES_PER_KBIT) for pace in options.pace],

@@ -70,9 +70,9 @@ class TimedAssociation(RequestedAssociation):
 
     sent_at = 0.0
 
-    def _answer_to(self, request: Command) -> Answer:
+    def _answer_to(self, request: Command, deadline: float | None = None) -> Answer:
         self.sent_at = time.monotonic()
-        return super()._answer_to(request)
+        return super()._answer_to(request, deadline)
 
 
 def associate(port: int, calling_ae: str, sop_class_uid: str) -> TimedAssociation:

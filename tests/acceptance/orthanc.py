@@ -10,15 +10,24 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.acceptance.rig import free_port
+from tests.missing import missing
 from tests.waiting import eventually
 
 ORTHANC = Path("/usr/sbin/Orthanc")
+DICOM_WEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 START_S = 30.0
 STOP_S = 30.0
 
 
+def dicom_web_plugin() -> str:
+    """For `Plugins`: Debian's orthanc-dicomweb."""
+    if not DICOM_WEB.exists():
+        missing("Orthanc's DICOMweb plugin is not installed")
+    return str(DICOM_WEB)
+
+
 class Orthanc:
-    """Loopback only, no plugins, takes everything from everybody; ended by its process id."""
+    """Loopback only, no plugins unless named, takes everything from everybody; ended by its process id."""
 
     def __init__(self, folder: Path, **changes: Any) -> None:
         """`changes` replace options of Orthanc's."""
@@ -73,6 +82,11 @@ class Orthanc:
             return "Version" in self.ask("/system")
         except OSError:
             return False
+
+    @property
+    def web_url(self) -> str:
+        """Of its DICOMweb service, if it has that plugin."""
+        return f"http://127.0.0.1:{self._http_port}/dicom-web"
 
     def read(self, path: str) -> bytes:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._http_port}{path}", timeout=30) as answer:

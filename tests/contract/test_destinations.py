@@ -13,6 +13,8 @@ import pytest
 
 from appliance.destinations.dimse import DimseNode, judge
 from appliance.destinations.folder import Folder
+from appliance.destinations.stow import StowNode
+from appliance.destinations.stow_wire import WebTarget
 from appliance.dimse.association import (
     ACCEPTED,
     AcceptedContext,
@@ -28,6 +30,8 @@ from appliance.dimse.sop_classes import VERIFICATION
 from appliance.dimse.wire import Target
 from appliance.errors import AnswerLate, DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
 from appliance.ports import Destination
+from tests.acceptance.orthanc import Orthanc, dicom_web_plugin
+from tests.web_pacs import WebPacs
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 SR = "1.2.840.10008.5.1.4.1.1.88.33"
@@ -63,6 +67,7 @@ def make(tmp_path: Path) -> Make:
     def made(number: int, size: int = 300_000) -> Item:
         uid = f"1.2.826.0.1.{number}"
         data = element(0x0008, 0x0016, "UI", CT.encode()) + element(0x0008, 0x0018, "UI", uid.encode())
+        data += element(0x0020, 0x000D, "UI", b"1.2.826.0.2") + element(0x0020, 0x000E, "UI", b"1.2.826.0.3")
         data += element(0x7FE0, 0x0010, "OB", hashlib.shake_128(uid.encode()).digest(size))
         meta = element(0x0002, 0x0002, "UI", CT.encode()) + element(0x0002, 0x0003, "UI", uid.encode())
         meta += element(0x0002, 0x0010, "UI", EXPLICIT.encode())
@@ -81,6 +86,10 @@ class Place:
     arrived: Callable[[], list[bytes]]
 
 
+def _size(path: Path) -> int:
+    return part10(path).size
+
+
 def data_sets(folder: Path) -> list[bytes]:
     files = [path for path in folder.iterdir() if path.is_file()]
     return [path.read_bytes()[part10(path).data_set_offset :] for path in files]
@@ -97,7 +106,13 @@ def target(port: int, **changes: float) -> Target:
     )
 
 
-@pytest.fixture(params=["pynetdicom", "dcmtk", "folder"])
+@pytest.fixture(scope="module")
+def dicom_web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    with Orthanc(tmp_path_factory.mktemp("orthanc") / "pacs", Plugins=[dicom_web_plugin()]) as orthanc:
+        yield orthanc
+
+
+@pytest.fixture(params=["pynetdicom", "dcmtk", "folder", "stow", "orthanc"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "pynetdicom":
         with SmallPacs(tmp_path / "pacs") as pacs:
@@ -105,6 +120,16 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     elif request.param == "dcmtk":
         peer = request.getfixturevalue("storescp")
         yield Place(DimseNode(target(peer.port)), lambda: data_sets(peer.folder))
+    elif request.param == "stow":
+        with WebPacs(tmp_path / "web") as web:
+            node = StowNode(WebTarget(url=f"http://127.0.0.1:{web.port}/dicom-web"))
+            yield Place(node, lambda: data_sets(tmp_path / "web"))
+    elif request.param == "orthanc":
+        orthanc = request.getfixturevalue("dicom_web")
+        for name in orthanc.instances():
+            orthanc.delete(f"/instances/{name}")
+        node = StowNode(WebTarget(url=orthanc.web_url))
+        yield Place(node, lambda: [path.read_bytes()[-_size(path) :] for path in orthanc.files(tmp_path / "got")])
     else:
         (tmp_path / "out").mkdir()
         yield Place(Folder(tmp_path / "out"), lambda: data_sets(tmp_path / "out"))

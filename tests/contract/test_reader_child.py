@@ -449,3 +449,27 @@ def test_a_child_that_does_not_start_is_nobodys_images_fault(tmp_path: Path, mak
         with pytest.raises(RuntimeFailed, match="the image reader does not start: the child ended") as caught:
             ask()
         assert caught.value.reason == Reason.ENGINE_FAILED
+
+
+@pytest.mark.promise("P9")
+def test_an_answer_without_what_was_asked_is_none(tmp_path: Path, make: Make) -> None:
+    path = tmp_path / "python"
+    path.write_text(SCRIPT + "say(ok=True)")
+    path.chmod(0o755)
+    reader = make(replace(SMALL, interpreter=path))
+    header = IN_PROCESS.header(save(tmp_path / "a.dcm", noisy()))
+    with pytest.raises(ReaderLost):
+        reader.session(LIMIT_S).elements(header.path, SOURCE_TAGS)
+    with pytest.raises(ReaderLost):
+        reader.session(LIMIT_S).same_pixels((header, 0), (header, 0))
+
+
+@pytest.mark.promise("P9")
+def test_no_memory_is_made_for_an_image_larger_than_any_detector(tmp_path: Path, one: ChildReader) -> None:
+    session = one.session(LIMIT_S)
+    header = session.header(save(tmp_path / "a.dcm", film(np.zeros((4, 4), np.uint16), Rows=65535, Columns=65535)))
+    asked_before = one._asked
+    with pytest.raises(CannotAnalyse, match="65535 x 65535") as caught:
+        session.film(header)
+    assert caught.value.reason is Reason.UNSUITABLE
+    assert one._asked == asked_before

@@ -20,10 +20,11 @@ from appliance.config import Config
 from appliance.engine_package import EnginePackage
 from appliance.errors import OutOfResources, RuntimeCancelled, RuntimeFailed
 from appliance.imaging.reading import ImageReader, InProcess
-from appliance.journal import identity, inbox, jobs, lookup, results
+from appliance.journal import identity, inbox, jobs, lookup, performed, results
 from appliance.journal.identity import AlarmEvent
 from appliance.journal.store import Journal
-from appliance.model import Conclusion, Evidence, Job, Kind, Owed, Reason, Urgency
+from appliance.life import Life
+from appliance.model import Conclusion, Evidence, Job, Kind, Owed, PerformedSeries, Reason, Urgency
 from appliance.ports import Array
 from appliance.spool import Incoming, Reserve, Spool
 from appliance.stages.assemble import Assembler
@@ -31,10 +32,11 @@ from appliance.stages.desk import Desk, EngineOnDuty
 from appliance.stages.infer import Inferrer, golden_fault
 from appliance.stages.report.stage import Press, Reporter
 from appliance.stages.report.wording import CORRECTION_TEXT
-from appliance.states import Event, JobState
+from appliance.states import Event, JobState, StepState
 from appliance.wiring import analysis
+from appliance.wiring.common import open_spool
 from appliance.wiring.engines import EngineFacts
-from tests.journals import Hands, arrival, events, receive
+from tests.journals import Hands, arrival, events, open_journal, receive
 from tests.slices import ct_slice, film, save
 
 ENGINES = Path(__file__).resolve().parents[2] / "engines"
@@ -628,3 +630,46 @@ def test_a_golden_case_that_is_none_is_a_fault_of_the_engine_and_ends_nothing(
         case.write_bytes(content)
     engine = EngineOnDuty(package=package, publish=False, deadline_ms=1)
     assert golden_fault(engine, rig.fake).startswith(f"golden case {package.manifest.golden[0].case}: ")
+
+
+class Readerless:
+    """A report stage that nobody reads images for; it stops the process that waits for it."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+
+    def step(self) -> bool:
+        self._life.stopping.set()
+        raise RuntimeFailed(Reason.ENGINE_FAILED, "the image reader does not start")
+
+
+@pytest.mark.promise("P6")
+def test_a_reader_that_cannot_start_is_called_so_and_infer_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    life, logged = Life(), list[str]()
+    config = Config(state=tmp_path, engines_dir=tmp_path)
+    made = analysis.Analysis(config, open_spool(config, "results"), life, lambda event, **_: logged.append(event))
+    made._reporter = Readerless(life)  # type: ignore[assignment]
+    made.assemble_and_report()
+    assert logged == ["reader_unavailable"]
+    assert made._go.is_set()
+    made.close()
+    made._bell.close()
+    made._assembler._desk.journal.close()
+
+
+def test_of_many_series_that_wait_for_images_the_longest_waiting_are_told(tmp_path: Path) -> None:
+    hands = Hands()
+    journal = open_journal(tmp_path / "journal", hands=hands)
+    count = performed.MAX_AWAITED + 5
+    for number in range(1, count + 1):
+        receive(journal, arrival(number, header={"series_instance_uid": f"1.7.{number}"}))
+    for number in range(count, 0, -1):  # the step of the last to arrive ended first
+        hands.ms += 1000
+        step, series = f"1.9.{number}", f"1.7.{number}"
+        performed.create(journal, step, "CT01", ["1.2.3"])
+        named = PerformedSeries(series_instance_uid=series, sop_instance_uids=(f"{series}.1", f"{series}.2"))
+        performed.update(journal, step, "CT01", performed.Change(state=StepState.COMPLETED, series=(named,)))
+    told = [one.series_instance_uid for one in performed.awaited(journal)]
+    assert told == [f"1.7.{count - n}" for n in range(performed.MAX_AWAITED)]
+    journal.close()

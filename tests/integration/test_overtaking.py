@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -184,7 +185,7 @@ def test_results_pass_one_by_one_for_as_long_as_the_image_takes(site: Site) -> N
         for _ in range(3):
             result = site.owe(Urgency.RESULT, 20 * KB, SR)
             lane.wake()
-            eventually(lambda result=result: site.has(result), RESULT_S, "the result is there")
+            eventually(partial(site.has, result), RESULT_S, "the result is there")
         assert not site.has(image)
         eventually(site.is_whole, 15.0, "all is there")
     assert site.once_each()

@@ -10,15 +10,16 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGLSLossless
 
-from appliance.errors import OutOfResources
+from appliance.errors import RuntimeFailed
 from appliance.imaging.headers import ImageHeader
 from appliance.imaging.reading import InProcess, ReaderLost
 from appliance.model import Conclusion, Job, Reason
 from appliance.runtimes.reader import ChildReader, ReaderSettings
+from appliance.stages.assemble import PUT_OFF_MS
 from appliance.stages.report.stage import MAX_LOST
 from appliance.states import JobState
 from tests.contract.test_reader_child import FAKE, MB, shim
-from tests.integration.test_analyse_edges import CLIPPED, Rig, a_film, axial
+from tests.integration.test_analyse_edges import CLIPPED, DEADLINE_MS, Rig, a_film, axial
 from tests.slices import film
 
 SMALL = ReaderSettings(memory_mb=1024, cpu_s=5, deadline_s=10, reap_s=2)
@@ -117,7 +118,7 @@ def test_a_film_that_takes_more_memory_than_there_is_is_not_analysed(make: Make)
 def test_a_reader_that_cannot_start_is_no_fault_of_the_image_and_the_result_waits(tmp_path: Path, make: Make) -> None:
     rig, _ = make(replace(SMALL, interpreter=tmp_path / "python"))
     rig.arrive(a_film())
-    with pytest.raises(OutOfResources, match="does not start"):
+    with pytest.raises(RuntimeFailed, match="does not start"):
         rig.run()
     (job,) = rig.jobs()
     assert job.state == JobState.CONCLUDED
@@ -193,3 +194,139 @@ def test_headers_that_cost_the_reader_its_life_are_not_tried_without_end(deadly:
     assert [job.state for job in rig.jobs()] == [JobState.REPORTED]
     assert asked == ["1.2.3.4"] * (MAX_LOST + 1)
     assert "result_not_built" in rig.logged
+
+
+class Troubled(InProcess):
+    """A reader that raises what it is told to, of the images of some series."""
+
+    def __init__(self, series: str, trouble: list[Exception]) -> None:
+        self._series, self._trouble, self._lost = series, trouble, False
+
+    @property
+    def lost(self) -> bool:
+        return self._lost
+
+    def header(self, path: Path) -> ImageHeader:
+        header = super().header(path)
+        if self._trouble and header.series_instance_uid == self._series:
+            self._lost = isinstance(self._trouble[0], ReaderLost)
+            raise self._trouble[0]
+        return header
+
+
+@pytest.fixture
+def troubled(tmp_path: Path) -> Iterator[tuple[Rig, list[Exception]]]:
+    trouble: list[Exception] = []
+    made = Rig(tmp_path, engines=("ct-lesion",), reader=lambda _: Troubled("1.2.3.4", trouble))
+    yield made, trouble
+    made.journal.close()
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeFailed(Reason.ENGINE_FAILED, "the image reader does not start"),
+        ReaderLost(Reason.DEADLINE, "the images were not read in time"),
+    ],
+)
+def test_a_moment_without_a_reader_does_not_decide_which_series_is_read(
+    troubled: tuple[Rig, list[Exception]], error: Exception
+) -> None:
+    rig, trouble = troubled
+    rig.arrive(*axial("1.2.3.4", 24, 3.0), *axial("1.2.3.5", 30, 4.0))
+    rig.close_series()
+    trouble.append(error)
+    while rig.assembler.step():
+        pass
+    assert [job.state for job in rig.jobs()] == [JobState.WAITING]
+    assert rig.assembler.next_due_s() <= PUT_OFF_MS / 1000
+    trouble.clear()
+    rig.hands.ms += PUT_OFF_MS
+    while rig.assembler.step():
+        pass
+    assert [(job.state, job.series_instance_uid) for job in rig.jobs()] == [(JobState.READY, "1.2.3.4")]
+
+
+@pytest.mark.promise("P6")
+def test_a_reader_that_does_not_come_back_is_told_at_the_deadline(troubled: tuple[Rig, list[Exception]]) -> None:
+    rig, trouble = troubled
+    rig.arrive(*axial("1.2.3.4", 3, 3.0), *axial("1.2.3.5", 3, 4.0))
+    rig.close_series()
+    trouble.append(RuntimeFailed(Reason.ENGINE_FAILED, "the image reader does not start"))
+    rig.assembler.step()
+    rig.hands.ms += DEADLINE_MS
+    rig.assembler.step()
+    (job,) = rig.jobs()
+    assert job.outcome is not None
+    assert job.outcome.reason is Reason.DEADLINE
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.promise("P9")
+@pytest.mark.parametrize("error", [OverflowError("1e200"), ValueError("1e200"), ZeroDivisionError()])
+def test_headers_that_cannot_be_reckoned_with_end_no_process(
+    troubled: tuple[Rig, list[Exception]], error: Exception
+) -> None:
+    rig, trouble = troubled
+    rig.arrive(*axial("1.2.3.4", 3, 3.0))
+    rig.assembler.step()
+    rig.close_series()
+    trouble.append(error)
+    rig.run()
+    (job,) = rig.jobs()
+    check_not_analysed(rig, job, f"cannot be reckoned with ({type(error).__name__})")
+    rig.arrive(*axial("1.2.3.5", 4, 3.0))
+    rig.close_series()
+    rig.run()
+    assert rig.jobs()[-1].series_instance_uid == "1.2.3.5"  # what can be reckoned with is preferred
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.promise("P9")
+def test_a_series_with_a_position_beyond_all_bounds_is_preferred_last(make: Make) -> None:
+    rig, _ = make(SMALL, "ct-lesion")
+    far = axial("1.2.3.4", 3, 3.0)
+    far[1].ImagePositionPatient = ["-10", "-20", "1e200"]
+    rig.arrive(*far, *axial("1.2.3.5", 4, 3.0))
+    rig.close_series()
+    rig.assembler.step()
+    assert [job.series_instance_uid for job in rig.jobs()] == ["1.2.3.5"]
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.promise("P9")
+def test_a_film_of_sides_beyond_all_bounds_is_undecodable(make: Make) -> None:
+    rig, _ = make(SMALL)
+    huge = a_film()
+    for side in ("Rows", "Columns"):
+        del huge[side]
+        huge.add_new(side, "UL", 2**31 - 1)
+    rig.arrive(huge)
+    rig.run()
+    check_not_analysed(rig, rig.jobs()[0], "header cannot be read")
+
+
+class Swapped(InProcess):
+    """Answers with the elements of another file, or with none."""
+
+    def __init__(self, other: Dataset) -> None:
+        self._other = other
+
+    def elements(self, path: Path, tags: Sequence[int]) -> Dataset:  # noqa: ARG002 - the port's signature
+        return self._other
+
+
+@pytest.mark.promise("P10")
+@pytest.mark.parametrize("uid", ["1.2.99", None])
+def test_a_header_of_another_image_names_no_patient(tmp_path: Path, uid: str | None) -> None:
+    other = Dataset()
+    if uid is not None:
+        other.SOPInstanceUID, other.PatientID = uid, "2"
+    rig = Rig(tmp_path, reader=lambda _: Swapped(other))
+    rig.arrive(a_film())
+    rig.run()
+    assert rig.results() == []
+    assert "header_unreadable" in rig.logged
+    assert "result_not_built" in rig.logged
+    rig.journal.close()

@@ -1,6 +1,8 @@
 """What all processes are made of: workers that end a process visibly, facts for `status`, the spool and its journal."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -202,3 +204,26 @@ def test_a_destination_with_tls_reports_with_its_certificate_where_we_ask_for_on
     found = committing(tls, named, {"name": "three"}, tls=ours).admitted()
     assert [one.certificate for one in found] == ["192.0.2.1", "pacs.example", ""]
     assert [one.certificate for one in committing(tls).admitted()] == [""]
+
+
+def test_a_web_server_has_a_lane_and_its_library_is_there_for_no_others(tmp_path: Path) -> None:
+    """In a process of its own: httpx takes memory that most sites' forward process does not need."""
+    program = """
+import sys
+from pathlib import Path
+from appliance.config import load
+from appliance.wiring.lanes import adapter
+config = load(Path(sys.argv[1]))
+for options in config.destinations:
+    made = adapter(config, options, lambda size: None)
+    print(type(made).__name__, "httpx" in sys.modules)
+"""
+    file = tmp_path / "box.yaml"
+    file.write_text(
+        "state: ./var\nengines: []\ndestinations:\n"
+        "  - {name: out, kind: folder, path: ./out, takes: [image]}\n"
+        "  - {name: pacs, kind: dimse, host: 192.0.2.1, port: 104, called_ae: PACS, takes: [image]}\n"
+        "  - {name: web, kind: stow, url: 'https://pacs.example/rs', takes: [image], tls: {ca: ca.pem}, token: t}\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, file], check=True, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.split("\n")[:3] == ["Folder False", "DimseNode False", "StowNode True"]

@@ -95,15 +95,27 @@ def test_the_shipped_configuration_shows_every_option_with_its_default() -> None
 def test_the_examples_in_the_shipped_configuration_work_without_their_hash(tmp_path: Path) -> None:
     text = re.sub(r"(?m)^#(?=  )", "", SHIPPED.read_text())
     text = re.sub(r"(?m)^(\s*(?:peers|priorities|destinations):) \[\]", r"\1", text)
-    text = re.sub(r"(?m)^  tls: null", "  tls:", text).replace("certificate: null", "certificate: ct01.trust.example")
+    text = re.sub(r"(?m)^  (tls|webhook): null", r"  \1:", text)
+    text = text.replace("certificate: null", "certificate: ct01.trust.example")
     loaded = load_text(tmp_path, text)
     assert loaded.receive.tls is not None
+    assert loaded.alerts.webhook == config.Webhook.model_validate(
+        {"url": "https://pager.trust.example/scanside", "secret": "credential:webhook-secret"}
+    )
     assert loaded.receive.peers[0].ae_title == "CT01"
     assert loaded.priorities[0].priority is Priority.URGENT
-    assert [type(one).__name__ for one in loaded.destinations] == ["DimseDestination", "FolderDestination"]
-    pacs = loaded.destinations[0]
+    assert [one.kind for one in loaded.destinations] == ["dimse", "stow", "folder"]
+    pacs, archive = loaded.destinations[:2]
+    assert isinstance(archive, config.StowDestination)
+    assert (archive.url, archive.tls) == ("https://pacs.example/dicom-web", None)
     sound = {"name": "pacs", "kind": "dimse", "host": "192.0.2.20", "port": 104, "called_ae": "PACS"}
     assert pacs == config.DimseDestination.model_validate({**sound, "takes": ["image", "sr", "sc"]})
+
+
+@pytest.mark.parametrize("url", ["http://pager.example/", "https://me:pw@pager.example/", "pager.example", "https://"])
+def test_alerts_go_by_https_and_carry_no_password_in_their_url(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"alerts\.webhook\.url"):
+        load_text(tmp_path, f"alerts: {{webhook: {{url: '{url}', secret: ./secret}}}}\n")
 
 
 def test_the_example_of_a_trust() -> None:
@@ -431,8 +443,8 @@ def test_addresses(tmp_path: Path, address: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"kind": "dicom"}, "3: destinations[0].kind: 'dicom' is not one of dimse, folder"),
-        ({"kind": "-"}, "2: destinations[0].kind: missing; needed is: dimse or folder"),
+        ({"kind": "dicom"}, "3: destinations[0].kind: 'dicom' is not one of dimse, stow, folder"),
+        ({"kind": "-"}, "2: destinations[0].kind: missing; needed is: dimse, stow or folder"),
         ({"host": "-"}, "2: destinations[0].host: missing; needed is: host name or IP address (kind dimse)"),
         ({"port": "-"}, "2: destinations[0].port: missing; needed is: TCP port"),
         ({"called_ae": "-"}, "2: destinations[0].called_ae: missing; needed is: AE title of the destination"),
@@ -467,8 +479,11 @@ def test_destinations(tmp_path: Path, options: dict[str, str], expected: str) ->
     ("options", "expected"),
     [
         ({}, "2: destinations[0].path: missing; needed is: folder to write into (kind folder)"),
-        ({"path": "out", "proof": "commitment"}, "6: destinations[0].proof: a folder cannot answer for what it keeps"),
-        ({"path": "out", "proof": "find"}, "6: destinations[0].proof: a folder cannot answer for what it keeps"),
+        (
+            {"path": "out", "proof": "commitment"},
+            "6: destinations[0].proof: only kind dimse can be asked to answer for",
+        ),
+        ({"path": "out", "proof": "find"}, "6: destinations[0].proof: only kind dimse can be asked to answer for"),
         ({"path": "out", "port": "104"}, "4: destinations[0].port: not used by this kind of destination (TCP port"),
         ({"path": "var"}, "where we keep our own files"),
         ({"path": "var/spool/out"}, "where we keep our own files"),
@@ -477,6 +492,47 @@ def test_destinations(tmp_path: Path, options: dict[str, str], expected: str) ->
 def test_folders(tmp_path: Path, options: dict[str, str], expected: str) -> None:
     dimse = {"host": "-", "port": "-", "called_ae": "-"}
     assert expected in only_error(tmp_path, destination(**{**dimse, "kind": "folder", **options}))
+
+
+STOW = {"kind": "stow", "host": "-", "port": "-", "called_ae": "-", "url": "https://pacs.example/dicom-web"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"url": "-"}, "destinations[0].url: missing; needed is: https address"),
+        ({"url": "pacs.example/dicom-web"}, "url: 'pacs.example/dicom-web': write https://HOST[:PORT]/PATH"),
+        ({"url": "ftp://pacs.example"}, "write https://HOST[:PORT]/PATH"),
+        ({"url": "https://me:pw@pacs.example"}, "with no user or password in it"),
+        ({"url": "https://pacs.example:x/"}, "write https://HOST[:PORT]/PATH"),
+        ({"url": "'https://pacs.example/rs?a=b'"}, "with nothing after the path"),
+        ({"url": "'https://pacs.example/rs one'"}, "with nothing after the path"),
+        ({"url": "https://pacs..example/rs"}, "is no host name"),
+        ({"url": "https://pacs.example/rs/studies/"}, "leave /studies out, it is added"),
+        ({"proof": "commitment"}, "only kind dimse can be asked to answer for what it keeps"),
+        ({"port": "104"}, "port: not used by this kind of destination (TCP port"),
+        ({"max_pdu": "16384"}, "max_pdu: not used by this kind of destination"),
+        ({"path": "out"}, "path: not used by this kind of destination"),
+        ({"url": "http://pacs.example/", "tls": "{ca: ca.pem}"}, "tls: is for https: the address under 'url'"),
+        ({"url": "http://pacs.example/", "token": "t"}, "token: anybody on the way could read it: use https in 'url'"),
+        ({"token": "'credential:a b'"}, "token: 'credential:a b': the name of a credential"),
+        ({"tls": "{ca: ca.pem, key: box.key}"}, "tls.key: needs 'certificate' beside it"),
+        ({"host": "192.0.2.1"}, "host: not used by this kind of destination"),
+    ],
+)
+def test_web_servers(tmp_path: Path, options: dict[str, str], expected: str) -> None:
+    assert expected in only_error(tmp_path, destination(**{**STOW, **options}))
+
+
+def test_a_web_server_with_all_its_options(tmp_path: Path) -> None:
+    options = {"token": "t", "timeout_s": "60", "associations": "2", "images": "'19:00-07:00'", "tls": "{ca: c.pem}"}
+    found = load_text(tmp_path, destination(**{**STOW, **options, "url": "https://[2001:db8::1]:8443/rs/"}))
+    (one,) = found.destinations
+    assert isinstance(one, config.StowDestination)
+    assert (one.url, one.proof, one.associations) == ("https://[2001:db8::1]:8443/rs", config.Proof.STORE, 2)
+    assert one.token is not None
+    assert one.token.file == tmp_path / "t"
+    load_text(tmp_path, destination(**{**STOW, "url": "http://127.0.0.1:8042/dicom-web", "token": "t"}))
 
 
 # --- across options -------------------------------------------------------------------------------------------------

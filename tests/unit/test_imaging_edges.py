@@ -1,5 +1,6 @@
 """What a header may say that would make a reading wrong: of another scale, of a part, mirrored, or of gigabytes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,51 @@ def test_no_engine_reads_a_whole_study() -> None:
     data = engine_package.load(ENGINES / "ct-lesion").manifest.model_dump(by_alias=True, mode="json")
     with pytest.raises(ValidationError):
         Manifest.model_validate(data | {"scope": "study", "one_per": None, "prefer": None})
+
+
+@pytest.mark.promise("P9")
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"ImagePositionPatient": ["-10", "-20", "1e200"]},
+        {"PixelSpacing": ["1e7", "1"]},
+        {"RescaleSlope": "-1e7"},
+        {"RescaleIntercept": "1e300"},
+        {"SliceThickness": "1e300"},
+    ],
+)
+def test_numbers_of_no_patient_are_not_read(tmp_path: Path, elements: dict[str, Any]) -> None:
+    path = save(tmp_path / "a.dcm", ct_slice(0, PIXELS, **elements))
+    with pytest.raises(CannotAnalyse) as caught:
+        read_header(path)
+    assert caught.value.reason is Reason.UNDECODABLE
+
+
+@pytest.mark.promise("P9")
+@pytest.mark.parametrize("side", ["Rows", "Columns"])
+def test_a_side_longer_than_its_element_can_say_is_not_read(tmp_path: Path, side: str) -> None:
+    dataset = a_film(PIXELS)
+    del dataset[side]
+    dataset.add_new(side, "UL", 65536)
+    with pytest.raises(CannotAnalyse) as caught:
+        read_header(save(tmp_path / "a.dcm", dataset))
+    assert caught.value.reason is Reason.UNDECODABLE
+
+
+@pytest.mark.promise("P9")
+@pytest.mark.parametrize("z", [float("nan"), float("inf"), 1.7e308, -1.7e308])
+def test_positions_that_are_no_numbers_make_no_stack(tmp_path: Path, z: float) -> None:
+    headers = [read_header(path) for path in stack(tmp_path, [0, 3, 6, 9])]
+    plane = replace(headers[1].planes[0], position=(-10.0, -20.0, z))
+    headers[1] = replace(headers[1], planes=(plane,))
+    with pytest.raises(CannotAnalyse) as caught:
+        geometry.stack(headers)
+    assert caught.value.reason is Reason.GEOMETRY
+
+
+def test_a_series_is_ranked_wherever_its_slices_are(tmp_path: Path) -> None:
+    headers = [read_header(path) for path in stack(tmp_path, [0, 3])]
+    plane = replace(headers[1].planes[0], position=(0.0, 0.0, 1e200))
+    prefer = engine_package.load(ENGINES / "ct-lesion").manifest.prefer
+    *_, count, _ = acceptance.rank([headers[0], replace(headers[1], planes=(plane,))], prefer)
+    assert count == -2

@@ -302,6 +302,23 @@ def test_a_destinations_files_are_looked_at_too(site: Path) -> None:
     assert complaints(site) == ["3: destinations[0].tls.ca: nowhere.pem cannot be read: No such file or directory"]
 
 
+def test_a_token_is_looked_at_and_never_repeated(site: Path) -> None:
+    web = "destinations:\n  - {name: w, kind: stow, url: 'https://pacs.example/rs', takes: [image], token: %s}\n"
+    write(site, web % "token")
+    assert complaints(site) == ["2: destinations[0].token: token cannot be read: No such file or directory"]
+    (site / "token").write_text("secret and more")
+    (site / "token").chmod(0o640)
+    assert complaints(site) == [
+        "2: destinations[0].token: token holds no bearer token: one word of letters, digits and -._~+/"
+    ]
+    (site / "token").write_text("secret\n")
+    assert remarks(site) == []
+    (site / "token").chmod(0o644)
+    assert "may be read by everybody" in complaints(site)[0]
+    write(site, web % "credential:stow-token")
+    assert "was not looked at" in remarks(site)[0]
+
+
 def test_the_files_of_reports_are_looked_at_too(site: Path) -> None:
     write(site, REPORTS)
     assert remarks(site) == []

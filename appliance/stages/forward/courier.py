@@ -73,6 +73,7 @@ class Courier:
         way = self.open_for(delivery)
         if delivery.size > LARGE:
             self._bag.note()
+        self._bag.gauge.starts(way.session.round_trip_s)
         started, began = self._box.journal.clock.tick(), time.monotonic()
         try:
             with self._bag.turns.turn(delivery) as turn:

@@ -167,20 +167,29 @@ class Crew:
         courier = Courier(self._bag, self.under_way)
         try:
             while not self._stopping.is_set():
-                delivery = None
-                if number < self._bag.gauge.wanted and self._may_go():
-                    least = Urgency.IMAGE if self._bag.turns.images_may_go() else Urgency.RESULT
-                    delivery = self._of_desk(self._bag.desk.claim, least)
-                if delivery is None:
+                if not self._assist(courier, number):
                     self._rest(courier)
-                else:
-                    self._count(1)
-                    try:
-                        self._carry(courier, delivery)
-                    finally:
-                        self._count(-1)
         finally:
             courier.close()
+
+    def _assist(self, courier: Courier, number: int) -> bool:
+        """Send one beside another that is under way: of a trickle the lane's own, which is open, is quickest."""
+        if number >= self._bag.gauge.wanted or not self._may_go():
+            return False
+        if not self._bag.turns.less_urgent_under_way(Urgency.RESULT):
+            return False
+        least = Urgency.IMAGE if self._bag.turns.images_may_go() else Urgency.RESULT
+        due = self._of_desk(self._bag.desk.peek, least)
+        if due is None or not self._opens(courier, due):
+            return False
+        delivery = self._of_desk(self._bag.desk.claim, least)
+        if delivery is None:
+            return False
+        self._count(1)
+        try:
+            return self._carry(courier, delivery)
+        finally:
+            self._count(-1)
 
     def _count(self, one: int) -> None:
         with self._images:

@@ -84,6 +84,7 @@ class Desk:
         """It was not tried."""
         with self._lock:
             self._claimed.discard(delivery.id)
+            self._picks = 0  # after an outage the most urgent goes first
 
     def put_off(self, delivery: Delivery) -> None:
         """Try it again later, and others before it: it may be the one that always fails."""

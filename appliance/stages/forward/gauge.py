@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 FIRST_LOOK = 2  # objects
+LONG_WAY_S = 0.02  # round trip
 LOOK_S, TRIAL_S = 0.5, 1.0  # of steady sending, at least
 OBJECTS_EACH = 4  # at least, by each association
 GAIN = 1.1  # more are worth it from here; so are fewer, unless they lose as much
@@ -43,9 +44,17 @@ class Gauge:
         self._began, self._objects, self._bytes = self._now(), 0, 0
 
     def rest(self) -> None:
-        """There is nothing to send: what follows says nothing of what was."""
+        """There is nothing to send: what follows says nothing of what was, and a trial has shown nothing."""
         with self._lock:
+            if self._trial is not None:
+                self.wanted, self._trial = self._trial.wanted, None
             self._begin()
+
+    def starts(self, round_trip_s: float) -> None:
+        """The first object goes. Over a long way all are opened at once: soon it is known what they bring."""
+        with self._lock:
+            if not self._guessed and not self._objects and round_trip_s >= LONG_WAY_S:
+                self.wanted = self._most
 
     def refused(self) -> None:
         """The destination granted no further association."""

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from appliance.engine_ops import LabelScores
-from appliance.errors import CannotAnalyse, OutOfResources, RuntimeFailed
+from appliance.errors import CannotAnalyse, OutOfResources
 from appliance.file_head import file_head, make_seal
 from appliance.imaging import render
 from appliance.imaging.reading import ImageReader
@@ -30,6 +30,7 @@ from appliance.stages.report.context import Built, Label, ReportContext
 from appliance.stages.report.headers import SOURCE_TAGS, bare_header
 from appliance.stages.report.picture import build_picture
 from appliance.stages.report.priority import PriorityRule, priority
+from appliance.stages.report.raw_values import text
 from appliance.stages.report.sr import build_sr
 from appliance.states import JobState
 
@@ -71,9 +72,10 @@ class Reporter:
         self._tried = (0, 0)  # job id, how many processes tried to build its results
 
     def step(self) -> bool:
-        """Report at most one concluded job; says whether there was one. Raises OutOfResources, StoreFailed.
+        """Report at most one concluded job; says whether there was one.
 
-        That nobody can read images just now is a shortage, too: a result without the patient's name would be lost.
+        Where nobody can read images just now (RuntimeFailed) the job waits: a result without the patient's name would
+        be lost. Raises OutOfResources, StoreFailed, too.
         """
         concluded = jobs.unfinished(self._desk.journal, JobState.CONCLUDED)
         if not concluded:
@@ -85,10 +87,7 @@ class Reporter:
             note = f"the result could not be built: {MAX_TRIES} tries ended the process"
             self._desk.log("result_not_built", engine=job.engine, study=job.study_instance_uid)
         else:
-            try:
-                built, note = self._build(job, with_pixels=tries < MAX_TRIES)
-            except RuntimeFailed as error:
-                raise OutOfResources(str(error)) from error
+            built, note = self._build(job, with_pixels=tries < MAX_TRIES)
         self._publish(job, built, note)
         return True
 
@@ -178,10 +177,14 @@ class Reporter:
         if not instance.file:
             return None
         try:
-            return reader.elements(self._desk.path(instance.file), SOURCE_TAGS)
+            header = reader.elements(self._desk.path(instance.file), SOURCE_TAGS)
         except CannotAnalyse as error:
             self._desk.log("header_unreadable", reason=str(error))
             return None
+        if text(header, "SOPInstanceUID") != instance.sop_instance_uid:
+            self._desk.log("header_unreadable", reason="it is not of the instance that was asked about")
+            return None
+        return header
 
     def _picture(self, outcome: Outcome, instances: Sequence[Instance]) -> NDArray[np.uint8] | None:
         """The key images with the findings drawn on; None (a plain card) where there are none or none is readable."""

@@ -1,0 +1,305 @@
+"""Objects in another transfer syntax than they are stored in, as a rule of the destination allows: losslessly
+compressed where its line is thin, decoded where it takes nothing compressed. Only without loss, unless the config says
+so in words; and compared before anything is sent (see imaging.transcode).
+
+Thin is measured: an image is compressed where the bytes that saves take longer than compressing it does.
+"""
+
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.destinations.reencoding_rules import PLAIN, Choice, Rules
+from appliance.dimse.header import Part10, part10, read_header
+from appliance.dimse.requestor import Pair
+from appliance.errors import CannotRecode, ObjectRefused, OutOfResources, RuntimeFailed, TransientDeliveryError
+from appliance.ports import Recoded, Recoder, Recoding
+
+LEAST = 1 << 15  #: bytes below which nothing is compressed
+QUICKEST_BYTES_S = 50e6  #: no codec here is much quicker; a line that is, is not tried
+MOST_SAVED = 0.75  # of an image's bytes, by compressing it
+MOST_SERIES = 64  # whose choice is remembered
+MOST_AHEAD = 4  # objects
+MOST_FAILURES = 2  # of a series, until it goes as stored
+MOST_DECODED, EXPANSION, ROOM = 1 << 30, 20, 64 << 20  # bytes of a decoded object: by its stored size, and at least
+LATE_S = 3600.0  # beyond all deadlines of the recoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """Where and by whom objects are re-encoded."""
+
+    recoder: Recoder
+    folder: Path  #: there are only our files in it
+    check_scratch: Callable[[int], None]  #: raises OutOfResources where so many bytes have no room now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """What is known of an association."""
+
+    taken: frozenset[Pair]
+    bytes_s: float  #: 0: not known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """Under way, or done."""
+
+    wanted: Recoding
+    future: Future[Recoded]
+
+
+class Reencoder:
+    """One destination's. Used by all of its sessions."""
+
+    def __init__(self, rules: Rules, workshop: Workshop) -> None:
+        self._rules, self._shop = rules, workshop
+        self._lock = threading.Lock()
+        self._choices: OrderedDict[str, Choice] = OrderedDict()
+        self._ahead: OrderedDict[tuple[str, str], _Job] = OrderedDict()
+        self._speeds: dict[str, float] = {}  # seconds a byte took, by transfer syntax
+        self._numbers = itertools.count()
+        self._sessions = 0
+        self._bytes_s = 0.0  # of one session, lately
+        self.busy = False  #: the last object was re-encoded
+
+    def pairs(self, stored: Iterable[Pair]) -> list[Pair]:
+        """What to propose beside what is stored."""
+        more: list[Pair] = []
+        for sop_class, syntax in stored:
+            if self._rules.may_compress(sop_class, syntax):
+                more += [(sop_class, one) for one in self._rules.compress]
+            if self._rules.may_decode(syntax):
+                more += [(sop_class, one) for one in PLAIN]
+        return more
+
+    def opened(self) -> None:
+        with self._lock:
+            self._sessions += 1
+
+    def closed(self) -> None:
+        with self._lock:
+            self._sessions -= 1
+            left = [] if self._sessions else list(self._ahead.values())
+            if left:
+                self._ahead.clear()
+        for job in left:
+            self._drop(job)
+
+    def prepare(self, stored: Part10, line: Line) -> None:
+        """Begin with it, if it will go in another transfer syntax."""
+        syntax = self._known_syntax(stored, line)
+        if not syntax:
+            return
+        key = (stored.path.name, syntax)
+        with self._lock:
+            if key in self._ahead:
+                return
+        with suppress(OutOfResources):
+            job = self._begin(stored, syntax)
+            with self._lock:
+                twice = key in self._ahead
+                old = [] if twice else self._put_ahead(key, job)
+            for one in [job] if twice else old:
+                self._drop(one)
+
+    def _put_ahead(self, key: tuple[str, str], job: _Job) -> list[_Job]:
+        self._ahead[key] = job
+        return [self._ahead.popitem(last=False)[1] for _ in range(len(self._ahead) - MOST_AHEAD)]
+
+    def _known_syntax(self, stored: Part10, line: Line) -> str:
+        pair = (stored.sop_class_uid, stored.transfer_syntax_uid)
+        if pair not in line.taken:
+            return self._plain(stored, line) if self._rules.may_decode(stored.transfer_syntax_uid) else ""
+        bytes_s = self._line_bytes_s(line)
+        if not self._may_compress(stored, line, bytes_s):
+            return ""
+        choice = self._choices.get(_series(stored))
+        return choice.syntax if choice and choice.syntax and choice.pays(stored.size, bytes_s) else ""
+
+    @contextmanager
+    def outgoing(self, stored: Part10, line: Line) -> Iterator[Part10]:
+        """What is to be sent for it, in a context that was taken; its scratch file goes afterwards.
+
+        Raises ObjectRefused, TransientDeliveryError, StoreFailed.
+        """
+        if (stored.sop_class_uid, stored.transfer_syntax_uid) in line.taken:
+            job = self._compressed(stored, line)
+        else:
+            job = self._decoded(stored, line)
+        self.busy = job is not None
+        if job is None:
+            yield stored
+            return
+        try:
+            yield part10(job.wanted.target)
+        finally:
+            job.wanted.target.unlink(missing_ok=True)
+
+    def _decoded(self, stored: Part10, line: Line) -> _Job | None:
+        """None: nothing can be done, or is known how to be done; the association says what is the matter."""
+        syntax = stored.transfer_syntax_uid
+        plain = self._plain(stored, line)
+        if not self._rules.may_decode(syntax):
+            self._rules.refuse(syntax)
+            return None
+        if not plain:
+            return None
+        try:
+            job = self._take(stored, plain) or self._begin(stored, plain)
+            self._wait(stored, job)
+        except CannotRecode as error:
+            raise ObjectRefused(f"not taken as stored, and cannot be re-encoded: {error}") from error
+        except (OutOfResources, RuntimeFailed) as error:
+            raise TransientDeliveryError(f"not re-encoded just now: {error}") from error
+        return job
+
+    @staticmethod
+    def _plain(stored: Part10, line: Line) -> str:
+        return next((one for one in PLAIN if (stored.sop_class_uid, one) in line.taken), "")
+
+    def _compressed(self, stored: Part10, line: Line) -> _Job | None:
+        bytes_s = self._line_bytes_s(line)
+        if not self._may_compress(stored, line, bytes_s):
+            return None
+        series = _series(stored)
+        choice = self._choices.get(series)
+        if choice is None:
+            return self._tried(stored, line, bytes_s, series)
+        if not choice.syntax or not choice.pays(stored.size, bytes_s):
+            return None
+        try:
+            job = self._take(stored, choice.syntax) or self._begin(stored, choice.syntax)
+            choice.learn(stored.size, self._wait(stored, job))
+        except (CannotRecode, OutOfResources, RuntimeFailed) as error:
+            self._failed(choice, error)
+            return None
+        choice.failures = 0
+        return job
+
+    def unwelcome(self, stored: Part10) -> None:
+        """The destination takes the transfer syntax, but not what is in it: that series goes as stored."""
+        with self._lock:
+            self._choices[_series(stored)] = Choice()
+
+    def _may_compress(self, stored: Part10, line: Line, bytes_s: float) -> bool:
+        thin = 0 < bytes_s < QUICKEST_BYTES_S
+        plain = stored.transfer_syntax_uid in PLAIN and stored.size >= LEAST
+        return thin and plain and bool(self._candidates(stored, line))
+
+    def _candidates(self, stored: Part10, line: Line) -> Sequence[str]:
+        return [one for one in self._rules.compress if (stored.sop_class_uid, one) in line.taken]
+
+    def _tried(self, stored: Part10, line: Line, bytes_s: float, series: str) -> _Job | None:
+        """Measure what the destination takes on this image of a new series; returns the best, if that pays."""
+        best: tuple[float, _Job, Recoded] | None = None
+        tried = False
+        for syntax in self._candidates(stored, line):
+            if not self._may_win(syntax, stored.size, bytes_s, best[0] if best else None):
+                continue
+            tried = True
+            try:
+                job = self._begin(stored, syntax)
+                made = self._wait(stored, job)
+            except (CannotRecode, OutOfResources, RuntimeFailed):
+                continue
+            self._speeds[syntax] = made.seconds / stored.size
+            needs_s = max(made.seconds, made.size / bytes_s)  # of the line and the codec, at work at the same time
+            if best is None or needs_s < best[0]:
+                best, worse = (needs_s, job, made), best and best[1]
+            else:
+                worse = job
+            if worse is not None:
+                self._drop(worse)
+        return self._chosen(stored, bytes_s, series, best) if tried else None
+
+    def _chosen(
+        self, stored: Part10, bytes_s: float, series: str, best: tuple[float, _Job, Recoded] | None
+    ) -> _Job | None:
+        choice = Choice()
+        if best is not None:
+            _, job, made = best
+            choice = Choice(job.wanted.transfer_syntax_uid, made.size / stored.size, made.seconds / stored.size)
+        with self._lock:
+            self._choices[series] = choice
+            while len(self._choices) > MOST_SERIES:
+                self._choices.popitem(last=False)
+        if best is not None and not choice.pays(stored.size, bytes_s):
+            self._drop(best[1])
+            return None
+        return best and best[1]
+
+    def _may_win(self, syntax: str, size: int, bytes_s: float, best_s: float | None) -> bool:
+        """By how quick it was the last time: trying each on each film would cost more than it brings."""
+        s_per_byte = self._speeds.get(syntax, 0.0)
+        return s_per_byte < MOST_SAVED / bytes_s and (best_s is None or s_per_byte * size < best_s)
+
+    @staticmethod
+    def _failed(choice: Choice, error: Exception) -> None:
+        if isinstance(error, CannotRecode):
+            choice.failures += 1
+        if choice.failures >= MOST_FAILURES:
+            choice.syntax = ""
+
+    def _line_bytes_s(self, line: Line) -> float:
+        """What the destination's line carries, in all associations."""
+        with self._lock:
+            self._bytes_s = line.bytes_s or self._bytes_s
+            return self._bytes_s * max(1, self._sessions)
+
+    def _take(self, stored: Part10, syntax: str) -> _Job | None:
+        with self._lock:
+            return self._ahead.pop((stored.path.name, syntax), None)
+
+    def _begin(self, stored: Part10, syntax: str) -> _Job:
+        decoded = min(max(EXPANSION * stored.size, ROOM), MOST_DECODED)
+        most = decoded if syntax in PLAIN else stored.size
+        self._shop.check_scratch(most)
+        try:
+            self._shop.folder.mkdir(parents=True, mode=0o750, exist_ok=True)
+        except OSError as error:
+            raise OutOfResources(f"no folder to re-encode in: {error.strerror}") from error
+        target = self._shop.folder / f"{next(self._numbers)}.dcm"
+        wanted = Recoding(source=stored.path, target=target, transfer_syntax_uid=syntax, most=most)
+        return _Job(wanted=wanted, future=self._shop.recoder.recode(wanted))
+
+    def _wait(self, stored: Part10, job: _Job) -> Recoded:
+        """Until it is there, and is what was wanted: the child has seen what strangers sent."""
+        try:
+            made = job.future.result(LATE_S)
+            found = part10(job.wanted.target)
+        except (CannotRecode, RuntimeFailed, OutOfResources):
+            self._drop(job)
+            raise
+        except (OSError, ValueError) as error:
+            self._drop(job)
+            raise CannotRecode("the re-encoder made no DICOM file") from error
+        wanted = (stored.sop_class_uid, stored.sop_instance_uid, job.wanted.transfer_syntax_uid)
+        if (found.sop_class_uid, found.sop_instance_uid, found.transfer_syntax_uid) != wanted:
+            self._drop(job)
+            raise CannotRecode("the re-encoder made another object")
+        return made
+
+    @staticmethod
+    def _drop(job: _Job) -> None:
+        """Nobody needs it (any more)."""
+
+        def remove(_: object) -> None:
+            with suppress(OSError):
+                job.wanted.target.unlink(missing_ok=True)
+
+        job.future.cancel()
+        job.future.add_done_callback(remove)
+
+
+def _series(stored: Part10) -> str:
+    """By its own header; "" where that cannot be read: all those are one series."""
+    with suppress(OSError):
+        return read_header(stored.path, stored.data_set_offset, stored.transfer_syntax_uid).series_instance_uid
+    return ""

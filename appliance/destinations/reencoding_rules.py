@@ -1,0 +1,68 @@
+"""What may be sent in another transfer syntax, and when that pays. See `reencoding`."""
+
+from dataclasses import dataclass
+
+from appliance.dimse.sop_classes import (
+    DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+    EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+)
+from appliance.errors import ObjectRefused
+from appliance.ports import Recoded
+
+PLAIN = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)  #: what everybody takes, in our order
+_JPEG = "1.2.840.10008.1.2.4."
+#: Stored syntaxes that lose nothing when they are decoded.
+LOSSLESS = frozenset(
+    (
+        *PLAIN,
+        DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+        EXPLICIT_VR_BIG_ENDIAN,
+        "1.2.840.10008.1.2.5",  # RLE
+        *(f"{_JPEG}{number}" for number in (57, 70, 80, 90, 201, 202)),
+    )
+)
+#: Those that lost something before, or may have.
+LOSSY = frozenset(f"{_JPEG}{number}" for number in (50, 51, 81, 91, 203))
+_ROOT = "1.2.840.10008.5.1.4.1.1."
+_NO_IMAGES = tuple(f"{_ROOT}{arc}" for arc in ("8", "9.", "11.", "66", "67", "88.", "104.", "481."))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the config allows a destination."""
+
+    compress: tuple[str, ...] = ()  #: lossless transfer syntaxes to compress to; (): none
+    decode: bool = True  #: what was compressed without loss, where it is not taken so
+    decode_lossy: bool = False  #: and what was compressed with loss
+
+    def may_compress(self, sop_class_uid: str, syntax: str) -> bool:
+        return syntax in PLAIN and not sop_class_uid.startswith(_NO_IMAGES)
+
+    def may_decode(self, syntax: str) -> bool:
+        return self.decode and (syntax in LOSSLESS or (self.decode_lossy and syntax in LOSSY))
+
+    def refuse(self, syntax: str) -> None:
+        """Raises ObjectRefused where the config could allow to decode it, and does not."""
+        if syntax in LOSSY and not self.decode_lossy:
+            raise ObjectRefused("not taken as stored, lossy: 'decode_lossy: true' would have it tried decoded")
+        if syntax in LOSSLESS and not self.decode:
+            raise ObjectRefused("not taken as stored: 'reencode: true' would have it tried decoded, without loss")
+
+
+@dataclass(slots=True)
+class Choice:
+    """What is best for a series. `syntax` "": as stored."""
+
+    syntax: str = ""
+    kept: float = 1.0  #: bytes after over bytes before
+    s_per_byte: float = 0.0
+    failures: int = 0
+
+    def learn(self, size: int, made: Recoded) -> None:
+        self.kept = (self.kept + made.size / size) / 2
+        self.s_per_byte = (self.s_per_byte + made.seconds / size) / 2
+
+    def pays(self, size: int, bytes_s: float) -> bool:
+        return (1 - self.kept) * size / bytes_s > self.s_per_byte * size
