@@ -272,6 +272,14 @@ class Delivery:
     size: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What went over the line for an object."""
+
+    transfer_syntax_uid: str
+    size: int  #: bytes of the data set
+
+
 Reference = tuple[str, str]  #: (SOP class UID, SOP Instance UID)
 
 

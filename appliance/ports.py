@@ -10,7 +10,7 @@ from typing import Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.model import CommitmentAnswer, CommitmentReport, Reference
+from appliance.model import CommitmentAnswer, CommitmentReport, Reference, Sent
 
 Array = NDArray[np.generic]
 
@@ -67,14 +67,6 @@ class Session(Protocol):
     def round_trip_s(self) -> float:
         """The least that was seen; 0: not known, or none."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
-    """What went over the line for an object."""
-
-    transfer_syntax_uid: str
-    size: int  #: bytes of the data set
 
 
 @runtime_checkable

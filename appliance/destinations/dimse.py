@@ -14,7 +14,8 @@ from appliance.dimse.pieces import unreadable
 from appliance.dimse.requestor import VERIFICATION_PAIR, Pair, RequestedAssociation, connect
 from appliance.dimse.wire import Target
 from appliance.errors import AnswerLate, DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
-from appliance.ports import Outgoing, Sent, Turn, at_once
+from appliance.model import Sent
+from appliance.ports import Outgoing, Turn, at_once
 
 MOST_PATIENCE_S = 900.0  # for an answer, of a destination that was late again and again
 FORGETTING = 0.99  # of it after each answer in time

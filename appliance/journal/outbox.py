@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from appliance.journal.rows import DELIVERY_SELECT, delivery_of
 from appliance.journal.store import Journal, Subject, Transaction
-from appliance.model import Delivery, Owed, Urgency
-from appliance.ports import Sent
+from appliance.model import Delivery, Owed, Sent, Urgency
 from appliance.states import DELIVERY, DeliveryState, Event
 
 UNROUTED = ""

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from appliance.errors import OutOfResources
 from appliance.journal import outbox
 from appliance.journal.outbox import Settlement
-from appliance.model import Delivery, Urgency
-from appliance.ports import Sent
+from appliance.model import Delivery, Sent, Urgency
 from appliance.stages.forward.context import Outbox
 from appliance.states import Event
 
