@@ -135,9 +135,9 @@ class Looker:
     congestion: str = ""
     _next: float = 0.0
 
-    def look(self) -> None:
+    def look(self, *, at_once: bool = False) -> None:
         """Twice a second."""
-        if (now := time.monotonic()) < self._next:
+        if (now := time.monotonic()) < self._next and not at_once:
             return
         self._next = now + LOOK_EVERY_S
         found = [word for line in connections(self.wan, self.pacs) for word in line.split() if word in self.known]

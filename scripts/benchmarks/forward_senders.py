@@ -87,7 +87,7 @@ def _ours(destination: str, place: Place) -> float:
     """From the commit that lets the objects go to the one that knows the last of them delivered."""
     looker = place.looker()
     seconds = place.queue.drain(destination, looker.look)
-    looker.look()  # a lane lets go of its connections a little later
+    looker.look(at_once=True)  # a lane lets go of its connections a little later
     place.chosen = looker.congestion or place.chosen
     place.connections = max(place.connections, looker.connections)
     return seconds
