@@ -242,10 +242,8 @@ def test_a_sender_that_is_killed(site: Site, figure: Figure) -> None:
             site.scan(IMAGES // 2)
             total += IMAGES // 2
         eventually(site.sending, DRAINED_S, "it sends")
-        sender = site.appliance.process("forward")
-        assert sender is not None
+        eventually(lambda: site.appliance.process("forward"), DRAINED_S, "it is there").kill()
         seen += 1
-        sender.kill()
     told = site.all_there()
     figure(f"networks: sender killed {seen} times: {told - total} resends of {total}")
     assert told - total <= 64 * seen  # no more than may be under way or not yet noted

@@ -21,6 +21,7 @@ KEEP_ALIVE_BYTES = 1 << 12
 STOP_WITHIN_S = 2.0  # what is nearly through when we are told to stop goes through
 PACED_S = 0.1  # of a pace that are sent at a time
 LINE_TAKEN_S = 2.0  # by a piece that was granted; then it is through, or its sender waits for something else
+SMALL, SMALL_TAKES_S = 1 << 16, 0.02  # bytes granted at once are the last, or all; a line that is not thin is free soon
 
 
 class Turns:
@@ -90,7 +91,7 @@ class Turns:
 
     def _take(self, level: int, wanted: int) -> int:
         """What may go now. Results wait for no pace; what they take beyond it, images give back."""
-        self._taken_until[level] = self._now() + LINE_TAKEN_S
+        self._taken_until[level] = self._now() + (SMALL_TAKES_S if wanted < SMALL else LINE_TAKEN_S)
         pace = self._pay()
         if not pace:
             return wanted
