@@ -29,6 +29,8 @@ class Latch:
         name = f"{found.st_dev:x}-{found.st_ino:x}"  # whatever path it is known by
         self._file, self._mark = root / "latched", self._folder / f"{name}-latched"
         self._lifted = (root / "lifted", self._folder / f"{name}-lifted")
+        self._place = str(self._file)
+        self._others = [str(path) for path in (self._mark, *self._lifted)]
 
     def prepare(self) -> bool:
         """Make the folder for the mark, which nobody else may write into. False: there can be no mark."""
@@ -78,13 +80,17 @@ class Latch:
             fresh.replace(self._mark)
 
     def reason(self) -> str:
-        """Why it is set, or ""."""
+        """Why it is set, or "". Asked for each image: four names that are not there are all it takes then."""
         try:
-            return self._file.read_text(errors="replace") or "unknown"
+            if _found(self._place):
+                return self._file.read_text(errors="replace") or "unknown"
         except FileNotFoundError:
-            return self._remembered() or self._being_lifted()
+            pass  # lifted in between
         except OSError as error:
             return f"the spool cannot be read: {error.strerror}"
+        if any(os.access(path, os.F_OK, follow_symlinks=False) for path in self._others):
+            return self._remembered() or self._being_lifted()
+        return ""
 
     def _being_lifted(self) -> str:
         """Between two renames a later latch may be out of sight."""
@@ -118,10 +124,10 @@ def latched(root: Path) -> str:
         return f"the spool cannot be read: {error.strerror}"
 
 
-def _found(latch: Path) -> _Found:
+def _found(latch: Path | str) -> _Found:
     """A mark is a new link each time; a file that is written over has another time, in steps of some milliseconds."""
     try:
-        found = latch.lstat()
+        found = os.lstat(latch)
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns

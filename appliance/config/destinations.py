@@ -99,7 +99,22 @@ class DimseDestination(_NodeOptions):
     token: None = Field(default=None, description=ONLY_STOW)
 
 
-class StowDestination(_NodeOptions):
+class _OtherThanDimse(_DestinationOptions):
+    """What only a DIMSE node has."""
+
+    proof: Literal[Proof.STORE] = Field(default=Proof.STORE, description="what frees a local copy")
+    proof_timeout_h: None = Field(default=None, description=ONLY_DIMSE)
+    host: None = Field(default=None, description=ONLY_DIMSE)
+    port: None = Field(default=None, description=ONLY_DIMSE)
+    called_ae: None = Field(default=None, description=ONLY_DIMSE)
+    calling_ae: None = Field(default=None, description=ONLY_DIMSE)
+    max_pdu: None = Field(default=None, description=ONLY_DIMSE)
+    compress: None = Field(default=None, description=ONLY_DIMSE)
+    reencode: None = Field(default=None, description=ONLY_DIMSE)
+    decode_lossy: None = Field(default=None, description=ONLY_DIMSE)
+
+
+class StowDestination(_NodeOptions, _OtherThanDimse):
     """A DICOMweb server that takes instances (STOW-RS, PS3.18 10.5)."""
 
     kind: Literal["stow"] = Field(description=KINDS)
@@ -107,33 +122,13 @@ class StowDestination(_NodeOptions):
     token: sources.FileOrCredential | None = Field(
         default=None, description="file of a bearer token, or credential:NAME (kind stow)"
     )
-    proof: Literal[Proof.STORE] = Field(default=Proof.STORE, description="what frees a local copy")
-    proof_timeout_h: None = Field(default=None, description=ONLY_DIMSE)
-    host: None = Field(default=None, description=ONLY_DIMSE)
-    port: None = Field(default=None, description=ONLY_DIMSE)
-    called_ae: None = Field(default=None, description=ONLY_DIMSE)
-    calling_ae: None = Field(default=None, description=ONLY_DIMSE)
-    max_pdu: None = Field(default=None, description=ONLY_DIMSE)
-    compress: None = Field(default=None, description=ONLY_DIMSE)
-    reencode: None = Field(default=None, description=ONLY_DIMSE)
-    decode_lossy: None = Field(default=None, description=ONLY_DIMSE)
 
 
-class FolderDestination(_DestinationOptions):
+class FolderDestination(_OtherThanDimse):
     """A folder of this box or of a mounted share."""
 
     kind: Literal["folder"] = Field(description=KINDS)
     path: values.Folder = Field(description="folder to write into (kind folder)")
-    proof: Literal[Proof.STORE] = Field(default=Proof.STORE, description="what frees a local copy")
-    proof_timeout_h: None = Field(default=None, description=ONLY_DIMSE)
-    host: None = Field(default=None, description=ONLY_DIMSE)
-    port: None = Field(default=None, description=ONLY_DIMSE)
-    called_ae: None = Field(default=None, description=ONLY_DIMSE)
-    calling_ae: None = Field(default=None, description=ONLY_DIMSE)
-    max_pdu: None = Field(default=None, description=ONLY_DIMSE)
-    compress: None = Field(default=None, description=ONLY_DIMSE)
-    reencode: None = Field(default=None, description=ONLY_DIMSE)
-    decode_lossy: None = Field(default=None, description=ONLY_DIMSE)
     url: None = Field(default=None, description=ONLY_STOW)
     token: None = Field(default=None, description=ONLY_STOW)
     timeout_s: None = Field(default=None, description=NOT_FOLDER)

@@ -1,12 +1,13 @@
 """A DICOM node as a destination: C-STORE, and what each answer means for a delivery."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from appliance.destinations.acquaintance import Acquaintance
 from appliance.destinations.reencoding import Line, Reencoder
 from appliance.dimse.association import MAX_CONTEXTS
 from appliance.dimse.header import Part10, part10
@@ -16,9 +17,6 @@ from appliance.dimse.wire import Target
 from appliance.errors import AnswerLate, DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
 from appliance.model import Sent
 from appliance.ports import Outgoing, Turn, at_once
-
-MOST_PATIENCE_S = 900.0  # for an answer, of a destination that was late again and again
-FORGETTING = 0.99  # of it after each answer in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +70,7 @@ class DimseNode:
         """`reencoder`: has what it need not, or cannot, take as it is stored; None: all is sent as it is stored."""
         self._target, self._reencoder = target, reencoder
         self._once_taken: set[Pair] = set()
-        self._patience_s = target.timeout_s
-        self._bytes_s = 0.0
+        self._known = Acquaintance(target.timeout_s)
 
     def open(self, items: Sequence[Outgoing]) -> "DimseSession":
         """Propose what the items need, as far as MAX_CONTEXTS go; the first items count most. And Verification: a node
@@ -84,21 +81,13 @@ class DimseNode:
         if self._reencoder is not None:
             pairs = list(dict.fromkeys([*stored, *self._reencoder.pairs(stored)]))
         proposed = frozenset(pairs[: MAX_CONTEXTS - 1])
-        target = replace(self._target, answer_s=self._patience_s, bytes_s=self._bytes_s)
+        target = replace(self._target, answer_s=self._known.answer_s, bytes_s=self._known.bytes_s)
         association = connect(target, [*pairs[: MAX_CONTEXTS - 1], VERIFICATION_PAIR])
         if self._takes_nothing_now(proposed, association.taken):
             association.release()
             raise DestinationRefused("no presentation context was accepted")
         self._once_taken |= proposed & association.taken
-        return DimseSession(association, frozenset(stored), self._answered, self._reencoder)
-
-    def _answered(self, bytes_s: float, *, late: bool) -> None:
-        """One that answers late is given longer from the next association on: else all would be sent for ever."""
-        self._bytes_s = bytes_s
-        if late:
-            self._patience_s = max(self._target.timeout_s, min(2 * self._patience_s, MOST_PATIENCE_S))
-        else:
-            self._patience_s = max(self._target.timeout_s, self._patience_s * FORGETTING)
+        return DimseSession(association, frozenset(stored), self._known, self._reencoder)
 
     def _takes_nothing_now(self, proposed: frozenset[Pair], taken: frozenset[Pair]) -> bool:
         """Whether a refusal says something of the node; what it never took while it takes others is the object's."""
@@ -120,13 +109,12 @@ class DimseSession:
         self,
         association: RequestedAssociation,
         proposed: frozenset[Pair],
-        answered: Callable[..., None],
+        known: Acquaintance,
         reencoder: Reencoder | None = None,
     ) -> None:
-        """`answered` is told the goodput, and whether an answer to a C-STORE was `late`."""
         self._association = association
         self._proposed = proposed
-        self._answered = answered
+        self._known = known
         self._reencoder = reencoder
         self.sent: Sent | None = None  #: see ports.RecodingSession
         if reencoder is not None:
@@ -193,9 +181,9 @@ class DimseSession:
         try:
             status = self._association.store(stored, turn).status
         except AnswerLate:
-            self._answered(self.bytes_s, late=True)
+            self._known.answered(self.bytes_s, late=True)
             raise
-        self._answered(self.bytes_s, late=False)
+        self._known.answered(self.bytes_s, late=False)
         rule = judge(status)
         text = f"0x{status:04X} {rule.meaning}" if status else ""
         if rule.error is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from appliance.destinations.acquaintance import Acquaintance
 from appliance.destinations.stow_answers import Answer, judged, look, rest_s
 from appliance.destinations.stow_wire import WebTarget, WebWire
 from appliance.dimse.header import Part10, part10
@@ -21,8 +22,6 @@ from appliance.errors import AnswerLate, DeliveryError, ObjectRefused, Transient
 from appliance.file_head import clean_head
 from appliance.ports import Outgoing, Turn, at_once
 
-MOST_PATIENCE_S = 900.0  # for an answer, of a server that was late again and again
-FORGETTING = 0.99  # of it after each answer in time
 LONGEST_HEAD = 1 << 16
 NOBODYS_STUDY = "2.25.0"
 #: Asks for a study that nobody has: the answer names no patient.
@@ -34,14 +33,13 @@ class StowNode:
 
     def __init__(self, target: WebTarget) -> None:
         self._target = target
-        self._patience_s = target.timeout_s
-        self._bytes_s = 0.0
+        self.known = Acquaintance(target.timeout_s)
         self._rest_until = 0.0
 
     def open(self, items: Sequence[Outgoing]) -> "StowSession":  # noqa: ARG002 - HTTP proposes nothing beforehand
         """Connect and ask, so that what is wrong with the server shows before an object is sent."""
         self.check_rest()
-        wire = WebWire(replace(self._target, answer_s=self._patience_s, bytes_s=self._bytes_s))
+        wire = WebWire(replace(self._target, answer_s=self.known.answer_s, bytes_s=self.known.bytes_s))
         try:
             answer = wire.query(PROBE)
             self.heard(answer)
@@ -63,12 +61,6 @@ class StowNode:
 
     def heard(self, answer: Answer) -> None:
         self._rest_until = time.monotonic() + rest_s(answer)
-
-    def answered(self, bytes_s: float, *, late: bool) -> None:
-        """One that answers late is given longer from the next session on: else all would be sent for ever."""
-        self._bytes_s = bytes_s
-        wanted = 2 * self._patience_s if late else self._patience_s * FORGETTING
-        self._patience_s = max(self._target.timeout_s, min(wanted, MOST_PATIENCE_S))
 
 
 class StowSession:
@@ -124,9 +116,9 @@ class StowSession:
         except (DeliveryError, OSError) as error:
             self.close()
             if isinstance(error, AnswerLate):
-                self._node.answered(self.bytes_s, late=True)
+                self._node.known.answered(self.bytes_s, late=True)
             raise
-        self._node.answered(self.bytes_s, late=False)
+        self._node.known.answered(self.bytes_s, late=False)
         return answer
 
 

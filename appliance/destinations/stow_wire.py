@@ -88,6 +88,7 @@ class WebWire:
     def _body(self, pieces: Pieces) -> Iterable[bytes]:
         """Begun only once there is a connection."""
         assert self._meter is not None  # noqa: S101 - the trace comes before the body
+        self._meter.begin()
         for piece in pieces(self._meter):
             yield piece
             self._meter.look()

@@ -177,6 +177,7 @@ class RequestedAssociation:
             raise unreadable(error) from error
         try:
             with self._ends_on_error():
+                self._wire.meter.begin()
                 parts: list[bytes | memoryview] = [dimse.encode(request, context_id)]
                 for more in self._cutter.of(fd, item, context_id, partial(self._wire.meter.piece_of, turn)):
                     self._wire.send(parts + more)

@@ -51,7 +51,11 @@ def counts(connection: socket.socket) -> Counts | None:
 
 
 class Meter:
-    """One connection's goodput, and what follows from it. Used by the thread that sends."""
+    """One connection's goodput, and what follows from it. Used by the thread that sends.
+
+    It is measured inside objects that take a while. Of small ones the kernel's counts tell how late they were
+    acknowledged, which says nothing of the line.
+    """
 
     def __init__(self, connection: socket.socket, bytes_s: float = 0.0) -> None:
         """`bytes_s`: what an earlier connection to the same peer carried; 0: not known."""
@@ -74,20 +78,25 @@ class Meter:
         asked = time.monotonic()
         granted = turn(min(self.piece, left))
         if time.monotonic() - asked > WINDOW_S:
-            self._last = counts(self._connection)  # what went out meanwhile says nothing of the line
+            self._last = counts(self._connection)  # what went out while it waited says nothing of the line
         return granted
 
+    def begin(self) -> None:
+        """Another object follows. The line may have become quicker than was known."""
+        now = counts(self._connection)
+        if now is not None and self._last is not None and self.bytes_s:
+            self.bytes_s = max(self.bytes_s, _rate(self._last, now))
+        self._last = now
+
     def look(self) -> None:
-        """To be called between pieces."""
+        """To be called after each piece."""
         now = counts(self._connection)
         if now is None or self._last is None:
             return
         busy_s, acked = now.busy_s - self._last.busy_s, now.acked - self._last.acked
         if not acked or (busy_s < WINDOW_S and acked < WINDOW_BYTES):
             return
-        if acked < FIRST_PIECE and busy_s < SETTLED_S:  # a few packets tell of the round trip, not of the line
-            return
-        rate = acked / max(busy_s, 1e-4)
+        rate = _rate(self._last, now)
         self.bytes_s = (self.bytes_s + rate) / 2 if self.bytes_s else rate
         self.round_trip_s, self._last = now.round_trip_s, now
         if now.busy_s >= SETTLED_S:
@@ -114,3 +123,7 @@ class Meter:
     def _let_wait(self, unsent: int) -> None:
         with suppress(OSError):
             self._connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, unsent)
+
+
+def _rate(before: Counts, now: Counts) -> float:
+    return (now.acked - before.acked) / max(now.busy_s - before.busy_s, 1e-4)

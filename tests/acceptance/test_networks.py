@@ -242,7 +242,9 @@ def test_a_sender_that_is_killed(site: Site, figure: Figure) -> None:
             site.scan(IMAGES // 2)
             total += IMAGES // 2
         eventually(site.sending, DRAINED_S, "it sends")
-        eventually(lambda: site.appliance.process("forward"), DRAINED_S, "it is there").kill()
+        sender = eventually(lambda: site.appliance.process("forward"), DRAINED_S, "it is there")
+        assert sender is not None
+        sender.kill()
         seen += 1
     told = site.all_there()
     figure(f"networks: sender killed {seen} times: {told - total} resends of {total}")

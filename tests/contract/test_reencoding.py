@@ -329,7 +329,7 @@ def test_a_destination_that_cannot_do_with_what_it_takes_gets_it_as_stored(tmp_p
     place = Place(0, tmp_path / "pacs", tmp_path / "scratch")
     with ScriptedPacs(tmp_path / "pacs", [0xC000]) as pacs:
         node = place.node(COMPRESS, make(), pacs.port)
-        node._bytes_s = 20_000.0  # an earlier association was so thin
+        node._known.bytes_s = 20_000.0  # an earlier association was so thin
         with node.open(items) as session:
             assert set(send(session, *items)) == {ExplicitVRLittleEndian}
         assert pacs.script == deque()

@@ -300,7 +300,7 @@ def test_a_server_that_never_answers_is_late_and_given_longer(pacs: WebPacs, ite
         assert not session.alive
         with pytest.raises(TransientDeliveryError):
             session.send(item, item.path)
-    assert node._patience_s == pytest.approx(0.8)
+    assert node.known.answer_s == pytest.approx(0.8)
     with node.open([item]) as again:
         assert again.send(item, item.path) == ""
 

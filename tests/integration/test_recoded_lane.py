@@ -3,9 +3,8 @@
 import os
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from appliance.journal.store import Journal
 from appliance.runtimes.recoder import ChildRecoder, RecoderSettings
 from appliance.stages.forward import Lane, Outbox
 from appliance.wiring.lanes import lanes
+from tests.integration.test_overtaking import running
 from tests.journals import arrival, open_journal, receive
 from tests.missing import missing
 from tests.slices import ct_slice, save
@@ -46,18 +46,6 @@ def implicit_pacs(tmp_path: Path) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait(10)
-
-
-@contextmanager
-def running(lane: Lane) -> Iterator[None]:
-    thread = threading.Thread(target=lane.run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        lane.stop()
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 def owe(journal: Journal, folder: Path, number: int, syntax: UID, *, damaged: bool = False) -> Path:

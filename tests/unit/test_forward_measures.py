@@ -9,7 +9,7 @@ from appliance.errors import TransientDeliveryError
 from appliance.model import Delivery, Urgency
 from appliance.stages.forward.gauge import FIRST_LOOK, REFUSED_S, TRY_AGAIN_S, Gauge
 from appliance.stages.forward.timetable import Hours, Paced, Timetable
-from appliance.stages.forward.turns import KEEP_ALIVE_BYTES, KEEP_ALIVE_S, LINE_TAKEN_S, Turns
+from appliance.stages.forward.turns import KEEP_ALIVE_BYTES, KEEP_ALIVE_S, LINE_TAKEN_S, UNKNOWN_TAKES_S, Turns
 
 NIGHT = Hours(first=19 * 60, end=7 * 60)
 DAY = Hours(first=7 * 60, end=19 * 60)
@@ -110,7 +110,7 @@ def test_what_waits_says_a_little_now_and_then() -> None:
         stop = threading.Event()
 
         def keep_the_line() -> None:
-            while not stop.wait(LINE_TAKEN_S / 4):
+            while not stop.wait(UNKNOWN_TAKES_S / 4):
                 result(PIECE)
 
         thread = threading.Thread(target=keep_the_line)
@@ -136,7 +136,7 @@ def test_an_image_goes_on_as_soon_as_the_result_is_through() -> None:
         thread = threading.Thread(target=send_image)
         thread.start()
     thread.join(5.0)
-    assert waited[0] < LINE_TAKEN_S / 2
+    assert waited[0] < UNKNOWN_TAKES_S
 
 
 def test_an_image_does_not_wait_while_a_result_only_waits_for_its_answer() -> None:
@@ -144,8 +144,17 @@ def test_an_image_does_not_wait_while_a_result_only_waits_for_its_answer() -> No
     turns = Turns(Timetable(), hand)
     with turns.turn(IMAGE) as image, turns.turn(RESULT) as result:
         assert result(PIECE) == PIECE
-        hand.now += LINE_TAKEN_S
+        hand.now += UNKNOWN_TAKES_S
         assert image(PIECE) == PIECE
+
+
+@pytest.mark.parametrize(("bytes_s", "waits_s"), [(100e6, 0.0005), (0.25e6, LINE_TAKEN_S)])
+def test_an_image_waits_for_as_long_as_the_line_is_taken(bytes_s: float, waits_s: float) -> None:
+    hand = Hand()
+    turns = Turns(Timetable(), hand)
+    with turns.turn(IMAGE), turns.turn(RESULT, lambda: bytes_s) as result:
+        assert result(50_000) == 50_000
+        assert turns._wait_s(Urgency.URGENT_IMAGE) == pytest.approx(waits_s, abs=1e-6)
 
 
 @pytest.mark.promise("P7")
@@ -157,7 +166,7 @@ def test_an_urgent_report_passes_a_large_result() -> None:
         assert turns.less_urgent_under_way(Urgency.URGENT_SR)
         with turns.turn(URGENT) as urgent:
             assert urgent(PIECE) == PIECE
-            assert turns._wait_s(Urgency.RESULT) == LINE_TAKEN_S
+            assert turns._wait_s(Urgency.RESULT) == pytest.approx(UNKNOWN_TAKES_S)
         assert turns._wait_s(Urgency.RESULT) == 0
         assert result(PIECE) == PIECE
 

@@ -46,7 +46,7 @@ class _Way:
 class Courier:
     """Used by one thread."""
 
-    def __init__(self, bag: Bag, on_way: Callable[[Delivery], None] = lambda _: None) -> None:
+    def __init__(self, bag: Bag, on_way: Callable[[Delivery], None]) -> None:
         """`on_way` is told of each delivery for which an association is there."""
         self._bag, self._box, self._on_way = bag, bag.box, on_way
         self._way: _Way | None = None
@@ -76,7 +76,7 @@ class Courier:
         self._bag.gauge.starts(way.session.round_trip_s)
         started, began = self._box.journal.clock.tick(), time.monotonic()
         try:
-            with self._bag.turns.turn(delivery) as turn:
+            with self._bag.turns.turn(delivery, lambda: way.session.bytes_s) as turn:
                 self._on_way(delivery)
                 ahead = self._looking_ahead(way.session, turn)
                 warning = way.session.send(delivery, self._box.path(delivery.file), ahead)

@@ -20,8 +20,9 @@ KEEP_ALIVE_S = 3.0
 KEEP_ALIVE_BYTES = 1 << 12
 STOP_WITHIN_S = 2.0  # what is nearly through when we are told to stop goes through
 PACED_S = 0.1  # of a pace that are sent at a time
-LINE_TAKEN_S = 2.0  # by a piece that was granted; then it is through, or its sender waits for something else
-SMALL, SMALL_TAKES_S = 1 << 16, 0.02  # bytes granted at once are the last, or all; a line that is not thin is free soon
+LINE_TAKEN_S = 1.0  # by a piece that takes long; then its sender waits for something else
+LONG_S = 0.02  # by the goodput; what is quicker is gone before anything else could be in its way
+UNKNOWN_TAKES_S = 0.3  # where nothing is known of the line
 
 
 class Turns:
@@ -33,6 +34,7 @@ class Turns:
         self._under_way: Counter[int] = Counter()  # by class
         self._taken_until: dict[int, float] = {}
         self._stop_at: float | None = None
+        self._line_bytes_s = 0.0  # as far as it is known; of one association
         self._owing = 0.0  # bytes sent beyond the pace
         self._owing_since = now()
 
@@ -45,14 +47,14 @@ class Turns:
         return self._timetable.images_may_go()
 
     @contextmanager
-    def turn(self, delivery: Delivery) -> Iterator[Turn]:
-        """While it is sent."""
+    def turn(self, delivery: Delivery, bytes_s: Callable[[], float] = lambda: 0.0) -> Iterator[Turn]:
+        """While it is sent; `bytes_s` is its association's goodput as far as it is known, 0: not yet."""
         level = _level(delivery.urgency)
         with self._changed:
             self._under_way[level] += 1
-            self._taken_until[level] = self._now() + LINE_TAKEN_S
+            self._taken_until[level] = self._now() + UNKNOWN_TAKES_S
         try:
-            yield partial(self._grant, level)
+            yield partial(self._grant, level, bytes_s)
         finally:
             with self._changed:
                 self._under_way[level] -= 1
@@ -64,17 +66,17 @@ class Turns:
                 self._stop_at = self._now() + STOP_WITHIN_S
             self._changed.notify_all()
 
-    def _grant(self, level: int, wanted: int) -> int:
+    def _grant(self, level: int, bytes_s: Callable[[], float], wanted: int) -> int:
         with self._changed:
             deadline = self._now() + KEEP_ALIVE_S
             while (wait_s := self._wait_s(level)) > 0:
                 self._go_on()
                 left = deadline - self._now()
                 if left <= 0:
-                    return self._take(level, min(wanted, KEEP_ALIVE_BYTES))
+                    return self._take(level, bytes_s(), min(wanted, KEEP_ALIVE_BYTES))
                 self._changed.wait(min(wait_s, left))
             self._go_on()
-            return self._take(level, wanted)
+            return self._take(level, bytes_s(), wanted)
 
     def _wait_s(self, level: int) -> float:
         """How long at least this class waits: for a more urgent one, and images for the pace, too."""
@@ -89,15 +91,20 @@ class Turns:
         if self._stop_at is not None and self._now() > self._stop_at:
             raise TransientDeliveryError("told to stop")
 
-    def _take(self, level: int, wanted: int) -> int:
+    def _take(self, level: int, bytes_s: float, wanted: int) -> int:
         """What may go now. Results wait for no pace; what they take beyond it, images give back."""
-        self._taken_until[level] = self._now() + (SMALL_TAKES_S if wanted < SMALL else LINE_TAKEN_S)
         pace = self._pay()
-        if not pace:
-            return wanted
-        granted = min(wanted, max(KEEP_ALIVE_BYTES, int(pace * PACED_S)))
-        self._owing += granted
+        granted = min(wanted, max(KEEP_ALIVE_BYTES, int(pace * PACED_S))) if pace else wanted
+        self._owing += granted if pace else 0
+        self._line_bytes_s = bytes_s or self._line_bytes_s  # a new association learns from the others
+        self._taken_until[level] = self._now() + self._takes_s(granted)
         return granted
+
+    def _takes_s(self, granted: int) -> float:
+        if not self._line_bytes_s:
+            return UNKNOWN_TAKES_S
+        seconds = granted / self._line_bytes_s
+        return LINE_TAKEN_S if seconds > LONG_S else seconds
 
     def _pay(self) -> float:
         """Time pays off what was sent beyond the pace; returns the pace now, bytes per second, 0: none."""

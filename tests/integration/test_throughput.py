@@ -1,0 +1,85 @@
+"""What a connection knows of its line, by the kernel's counts, and what it lets wait."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+
+import pytest
+
+from appliance.dimse.throughput import UNSENT_S, Meter, counts
+from tests.thin_line import ThinLine
+
+THIN = 400_000  # bytes a second
+
+
+@pytest.fixture
+def taker() -> Iterator[int]:
+    """A port where all that comes is read."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def take() -> None:
+        with suppress(OSError):
+            while True:
+                one, _ = listener.accept()
+                threading.Thread(target=drain, args=(one,), daemon=True).start()
+
+    threading.Thread(target=take, daemon=True).start()
+    yield int(listener.getsockname()[1])
+    listener.close()
+
+
+def drain(one: socket.socket) -> None:
+    with suppress(OSError):
+        while one.recv(1 << 16):
+            pass
+
+
+def send(connection: socket.socket, meter: Meter, seconds: float) -> list[int]:
+    """As pieces of one object; returns how much waited unsent after each, once the line was known."""
+    waited, until = [], time.monotonic() + seconds
+    while time.monotonic() < until:
+        connection.sendall(bytes(meter.piece_of(lambda wanted: wanted, 1 << 30)))
+        meter.look()
+        now = counts(connection)
+        assert now is not None
+        if now.busy_s > seconds / 2:
+            waited.append(now.unsent)
+    return waited
+
+
+@pytest.mark.promise("P7")
+def test_on_a_thin_line_little_waits_unsent(taker: int) -> None:
+    with ThinLine(taker, THIN) as line, closing(socket.create_connection(("127.0.0.1", line.port))) as connection:
+        meter = Meter(connection)
+        waited = send(connection, meter, 4.0)
+        assert 0.5 * THIN < meter.bytes_s < 2 * THIN
+        # A segment of loopback is 64 kB: the kernel counts no finer.
+        assert max(waited) <= UNSENT_S * 2 * THIN + (1 << 16)
+
+
+def test_small_objects_tell_nothing_of_a_quick_line(taker: int) -> None:
+    """Each waits for an acknowledgement that comes late: that is no thin line, and limits nothing."""
+    with closing(socket.create_connection(("127.0.0.1", taker))) as connection:
+        meter = Meter(connection)
+        piece = meter.piece
+        for _ in range(40):
+            meter.begin()
+            connection.sendall(bytes(4_000))
+            meter.look()
+            time.sleep(0.02)  # the answer
+        assert meter.piece == piece
+        buffer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        assert buffer > 1 << 17
+
+
+def test_a_line_that_was_thin_and_is_not_is_found_out(taker: int) -> None:
+    with closing(socket.create_connection(("127.0.0.1", taker))) as connection:
+        meter = Meter(connection, bytes_s=50_000.0)
+        assert meter.piece < 10_000
+        for _ in range(3):
+            meter.begin()
+            connection.sendall(bytes(300_000))
+            meter.look()
+        assert meter.bytes_s > 10e6
