@@ -6,11 +6,29 @@ for gigabytes.
 
 import struct
 
+#: Decoded bytes for each byte of a compressed frame. An empty 4096 x 4096 film stays below it.
+MAX_EXPANSION = 50_000
+
 _J2K_START = b"\xff\x4f\xff\x51"  # SOC, SIZ: ISO/IEC 15444-1 A.5.1
 _JPEG_START = b"\xff\xd8"
 #: SOFn but DHT, JPG and DAC (ISO/IEC 10918-1 table B.1), and SOF55 (JPEG-LS, ISO/IEC 14495-1 C.2.2).
 _FRAME_HEADERS = (frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
 _JP2_HEADER_LIMIT = 4096
+
+
+def misfit(frame: bytes, declared: tuple[int, int, int], frame_bytes: int) -> str:
+    """Why a compressed frame must reach no decoder: what it says of itself, against (rows, columns, components) and the
+    bytes that it is to become; "" where nothing is the matter.
+    """
+    try:
+        stated = stated_size(frame)
+    except struct.error:
+        return "the codestream ends early"
+    if stated not in (None, declared):
+        return f"the codestream is {stated}, the header says {declared}"
+    if frame_bytes > MAX_EXPANSION * len(frame):
+        return f"{len(frame)} bytes cannot be a frame of {declared[0]} x {declared[1]}"
+    return ""
 
 
 def stated_size(frame: bytes) -> tuple[int, int, int] | None:

@@ -1,6 +1,5 @@
 """Frames of Pixel Data as bytes: out of their compression, and into a lossless one. See `transcode`."""
 
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -8,13 +7,12 @@ from typing import Any
 
 import numpy as np
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.encoders.base import get_encoder
-from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless
 
-from appliance.imaging.codestream import stated_size
+from appliance.imaging.codestream import misfit
 from appliance.imaging.encoding import UNDEFINED, Element, Walker, refused
-from appliance.imaging.pixels import MAX_EXPANSION, MAX_FRAME_BYTES
+from appliance.imaging.pixels import MAX_FRAME_BYTES, decoder_of
 
 #: To these. Nothing that is installed with us writes High-Throughput JPEG 2000 with the precision of Bits Stored.
 ENCODERS = (JPEGLSLossless, JPEG2000Lossless)
@@ -152,22 +150,10 @@ def decoded(pixels: Pixels) -> Iterator[bytes]:
 
 def _decoded_arrays(pixels: Pixels) -> Iterator[tuple[Any, Any]]:
     """With what the decoder says of each. Nothing reaches it whose codestream states another size than the header."""
-    # The Rust decoder for RLE panics on damaged data, which no `except Exception` catches; pydicom's own only raises.
-    plugin = "pydicom" if pixels.syntax == RLELossless else ""
-    decoder = get_decoder(pixels.syntax)
+    decoder, plugin = decoder_of(pixels.syntax)
     options = {**pixels.options, "number_of_frames": 1, "pixel_keyword": "PixelData"}
     for frame in generate_frames(BytesIO(pixels.data), number_of_frames=pixels.frames):
-        _check_codestream(frame, pixels)
+        if problem := misfit(frame, (pixels.rows, pixels.columns, pixels.samples), pixels.frame_bytes):
+            raise refused(problem)
         alone = BytesIO(encapsulate([frame], has_bot=False))
         yield decoder.as_array(alone, index=0, raw=True, decoding_plugin=plugin, **options)
-
-
-def _check_codestream(frame: bytes, pixels: Pixels) -> None:
-    try:
-        stated = stated_size(frame)
-    except struct.error:
-        raise refused("a codestream ends early") from None
-    if stated not in (None, (pixels.rows, pixels.columns, pixels.samples)):
-        raise refused("a codestream is of another size than the header says")
-    if pixels.frame_bytes > MAX_EXPANSION * len(frame):
-        raise refused(f"{len(frame)} bytes cannot be a frame of {pixels.rows} x {pixels.columns}")

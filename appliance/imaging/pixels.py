@@ -9,17 +9,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import RLELossless
+from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.uid import UID, RLELossless
 
 from appliance.errors import CannotAnalyse
-from appliance.imaging.codestream import stated_size
+from appliance.imaging.codestream import misfit
 from appliance.imaging.headers import ImageHeader, PixelLayout, parsing
 from appliance.model import Reason
 
 MAX_FRAME_BYTES = 256 * 1024**2
-#: Decoded bytes for each byte of a compressed frame. An empty 4096 x 4096 film stays below it.
-MAX_EXPANSION = 50_000
 
 Stored = NDArray[np.integer[Any]]
 Mask = NDArray[np.bool_]
@@ -95,19 +93,23 @@ def _decoded(file: BinaryIO, layout: PixelLayout, frame: int) -> Stored:
         "pixel_representation": int(layout.signed),
         "pixel_keyword": "PixelData",
     }
-    # The Rust decoder for RLE panics on damaged data, which no `except Exception` catches; pydicom's own only raises.
-    plugin = "pydicom" if layout.transfer_syntax_uid == RLELossless else ""
-    decoder = get_decoder(layout.transfer_syntax_uid)
+    decoder, plugin = decoder_of(layout.transfer_syntax_uid)
     pixels, _ = decoder.as_array(file, index=frame, raw=True, decoding_plugin=plugin, **options)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
+def decoder_of(transfer_syntax_uid: str) -> tuple[Decoder, str]:
+    """Pydicom's decoder, and which of its plugins; "" is any.
+
+    The Rust one for RLE panics on damaged data, which nothing of ours could catch; pydicom's own only raises.
+    """
+    return get_decoder(UID(transfer_syntax_uid)), "pydicom" if transfer_syntax_uid == RLELossless else ""
+
+
 def _check_codestream(source: bytes, layout: PixelLayout) -> None:
-    stated, declared = stated_size(source), (layout.rows, layout.columns, layout.samples_per_pixel)
-    if stated not in (None, declared):
-        raise _undecodable(f"the codestream is {stated}, the header says {declared}")
-    if layout.rows * layout.columns * layout.bits_allocated // 8 > MAX_EXPANSION * len(source):
-        raise _undecodable(f"{len(source)} bytes cannot be a frame of {layout.rows} x {layout.columns}")
+    declared = (layout.rows, layout.columns, layout.samples_per_pixel)
+    if problem := misfit(source, declared, layout.rows * layout.columns * layout.bits_allocated // 8):
+        raise _undecodable(problem)
 
 
 def _meaning(bits: Stored, layout: PixelLayout) -> Stored:
