@@ -161,7 +161,7 @@ class Crew:
         except (TransientDeliveryError, DestinationRefused) as error:
             self._none_to_be_had(error)
             return False
-        return True
+        return not self._stopping.is_set()  # it may have taken longer than the journal stays open
 
     def _carry_images(self, number: int) -> None:
         courier = Courier(self._bag, self.under_way)
