@@ -15,7 +15,7 @@ from statistics import median
 
 from benchmarks import forward_lanes, forward_urgent
 from benchmarks.forward_orthanc import Orthanc
-from benchmarks.forward_place import TUNED, Cargo, Pacs, storescp
+from benchmarks.forward_place import TUNED, Cargo, Pacs, algorithms, storescp
 from benchmarks.forward_queue import Queue
 from benchmarks.forward_senders import BBR, CUBIC, OWN, UNASKED, Place, Sender, destination, has_option, peers, send
 from benchmarks.ingest_images import Images
@@ -98,7 +98,7 @@ def run(options: Options) -> Report:
         case = ct_case(options.data, folder / "ct")
         cargo = Cargo(what=case.what, images=Images(modality="CT", files=case.files), folder=folder)
         wan = stack.enter_context(Wan())
-        cells = list(_quick_cells() if options.quick else _cells())
+        cells = list(_quick_cells() if options.quick else _cells(BBR if BBR in algorithms(wan) else CUBIC))
         _throughput(report, cells, wan, cargo)
         sizes = forward_urgent.QUICK if options.quick else forward_urgent.FULL
         forward_urgent.measure(report, sizes, wan, cargo)
@@ -113,7 +113,7 @@ def _quick_cells() -> Iterator[Cell]:
     ours = Sender(name=OURS, congestion=OWN)
     near = [Sender(name=OURS), Sender(name=FIRST), Sender(name=PYNETDICOM)]
     four = [Sender(name=OURS_4), Sender(name=FIRST_4, associations=4)]
-    bbr, bbr_4, *_ = peers((BBR,))
+    bbr, bbr_4, *_ = peers((BBR,), BBR)
     yield _loopback("tuned", 12, near + four, 1, GOALS_NEAR)
     yield Cell(
         key="long", name=LONG.words, shape=LONG, pacs="far", objects=5, senders=[ours, bbr, bbr_4],
@@ -125,9 +125,10 @@ def _quick_cells() -> Iterator[Cell]:
     )  # fmt: skip
 
 
-def _cells() -> Iterator[Cell]:
+def _cells(compared: str) -> Iterator[Cell]:
+    """`compared`: the congestion control that ours is expected to choose."""
     ours, stream = Sender(name=OURS, congestion=OWN), Sender(name=STREAM)
-    all_peers = peers((CUBIC, BBR))
+    all_peers = peers((CUBIC, BBR), compared)
     near = [Sender(name=OURS), *peers(("",)), Sender(name="pynetdicom-stock")]
     near = [sender for sender in near if sender.associations == 1]
     four = [Sender(name=OURS_4), *(sender for sender in peers(("",)) if sender.associations == 4)]

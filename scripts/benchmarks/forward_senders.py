@@ -178,13 +178,17 @@ def destination(name: str, pacs: Pacs, **changes: object) -> dict[str, object]:
     return {**common, "takes": ["image", "sr", "sc"], **options}
 
 
-def peers(congestions: Sequence[str]) -> list[Sender]:
-    """DCMTK's as it is and without Nagle's algorithm, over one and four associations; pynetdicom; Orthanc's job."""
+def peers(congestions: Sequence[str], compared: str = "") -> list[Sender]:
+    """DCMTK's as it is and without Nagle's algorithm, over one and four associations; pynetdicom; Orthanc's job.
+
+    Only with the congestion control that ours is `compared` in each round: cubic at 2 % loss takes minutes.
+    """
     found = []
     for congestion in congestions:
+        once = congestion != compared
         found += [
-            Sender(name="storescu-nd", congestion=congestion),
-            Sender(name="storescu-nd-x4", congestion=congestion, associations=4),
+            Sender(name="storescu-nd", congestion=congestion, once=once),
+            Sender(name="storescu-nd-x4", congestion=congestion, associations=4, once=once),
             Sender(name="storescu", congestion=congestion, nodelay=False, once=True),
             Sender(name="storescu-x4", congestion=congestion, associations=4, nodelay=False, once=True),
             Sender(name="pynetdicom-best", congestion=congestion, once=True),
