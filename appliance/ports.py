@@ -68,6 +68,11 @@ class Session(Protocol):
         """The least that was seen; 0: not known, or none."""
         ...
 
+    @property
+    def held_back(self) -> bool:
+        """Whether loss holds it back more than the line does: then several sessions carry more than one."""
+        ...
+
 
 @runtime_checkable
 class RecodingSession(Protocol):

@@ -132,7 +132,7 @@ class DimseSession:
 
     @property
     def alive(self) -> bool:
-        return self._association.alive
+        return self._association.is_there()
 
     @property
     def bytes_s(self) -> float:
@@ -141,6 +141,10 @@ class DimseSession:
     @property
     def round_trip_s(self) -> float:
         return self._association.round_trip_s
+
+    @property
+    def held_back(self) -> bool:
+        return self._association.held_back
 
     def send(self, item: Outgoing, path: Path, turn: Turn = at_once) -> str:
         """See ports.Session. The peer's error comment stays out of the texts: it may name the patient (P10)."""

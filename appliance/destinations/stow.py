@@ -90,6 +90,10 @@ class StowSession:
     def round_trip_s(self) -> float:
         return self._wire.round_trip_s
 
+    @property
+    def held_back(self) -> bool:
+        return False  # not known
+
     def send(self, item: Outgoing, path: Path, turn: Turn = at_once) -> str:
         """See ports.Session."""
         if not self.alive:

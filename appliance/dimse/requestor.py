@@ -104,6 +104,12 @@ class RequestedAssociation:
         else:
             self.abort()
 
+    def is_there(self) -> bool:
+        """Between messages: whether it can still be used. A peer may have ended it while it rested."""
+        if self.alive and self._wire.has_ended():
+            self._close()
+        return self.alive
+
     @property
     def bytes_s(self) -> float:
         """The goodput while something is under way; 0: not known."""
@@ -113,6 +119,11 @@ class RequestedAssociation:
     def round_trip_s(self) -> float:
         """The least that was seen; 0: not known."""
         return self._wire.meter.round_trip_s
+
+    @property
+    def held_back(self) -> bool:
+        """Whether loss holds it back more than the line does."""
+        return self._wire.meter.held_back
 
     @property
     def taken(self) -> frozenset[Pair]:

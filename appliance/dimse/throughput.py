@@ -16,14 +16,16 @@ PIECE_S = 0.1  # nor is what is handed over at a time
 FIRST_PIECE = 1 << 16  # bytes, until something was measured
 LEAST_PIECE, MOST_PIECE = 1 << 12, 1 << 20
 WINDOW_S, WINDOW_BYTES = 0.05, 4 << 20  # of one measurement
+LOSSY = 0.005  # share of segments sent again: of a full queue's own losses there are fewer
 SETTLED_S = 1.0  # of sending, before which slow start hides what the line can do
 #: What any Linux takes (net.core.wmem_max is no more on many); larger buffers it tunes itself while nobody sets one.
 MOST_SET_BUFFER = 212_992
 
 _TCP_NOTSENT_LOWAT = 25
 _SO_BUF_LOCK = 72
-#: struct tcp_info (linux/tcp.h, append-only): bytes acknowledged, unsent bytes, least round trip and busy time in us.
-_INFO = struct.Struct("=120xQ16xII16xQ")
+#: struct tcp_info (linux/tcp.h, append-only): segments sent again; bytes acknowledged; unsent bytes and the least round
+#: trip in us; segments with data; busy time in us.
+_INFO = struct.Struct("=100xI16xQ16xII4xI8xQ")
 _UNKNOWN_RTT = 0xFFFFFFFF
 
 
@@ -35,6 +37,7 @@ class Counts:
     unsent: int  #: bytes in our socket that were never sent
     round_trip_s: float  #: the least that was seen; 0: none yet
     busy_s: float  #: time in which something was under way
+    again: float = 0.0  #: share of the segments that had to be sent again
 
 
 def counts(connection: socket.socket) -> Counts | None:
@@ -45,9 +48,15 @@ def counts(connection: socket.socket) -> Counts | None:
         return None
     if len(info) < _INFO.size:
         return None
-    acked, unsent, round_trip, busy = _INFO.unpack(info)
+    again, acked, unsent, round_trip, segments, busy = _INFO.unpack(info)
     known = round_trip != _UNKNOWN_RTT
-    return Counts(acked=acked, unsent=unsent, round_trip_s=round_trip / 1e6 * known, busy_s=busy / 1e6)
+    return Counts(
+        acked=acked,
+        unsent=unsent,
+        round_trip_s=round_trip / 1e6 * known,
+        busy_s=busy / 1e6,
+        again=again / max(segments, 1),
+    )
 
 
 class Meter:
@@ -65,6 +74,14 @@ class Meter:
         self.bytes_s = bytes_s  #: 0: not known yet
         self._let_wait(max(LEAST_PIECE, int(bytes_s * UNSENT_S)) if bytes_s else 2 * FIRST_PIECE)
         self.round_trip_s = self._last.round_trip_s if self._last is not None else 0.0
+
+    @property
+    def held_back(self) -> bool:
+        """Whether segments are lost, and the congestion control takes each loss for a full line, as all but bbr do."""
+        if self._last is None or self._last.again < LOSSY:
+            return False
+        name = self._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        return not name.startswith(b"bbr")
 
     @property
     def piece(self) -> int:

@@ -5,6 +5,7 @@ A deadline for sending grows with the bytes, so that a slow line is no error and
 
 import math
 import socket
+import ssl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -105,6 +106,17 @@ class Wire:
         if isinstance(event, Control) and event.type is PduType.ABORT:
             raise RemoteProtocolError(decode_abort(event.body))
         return event
+
+    def has_ended(self) -> bool:
+        """Between messages: whether the peer has closed it, or said what nobody asked for, as an abort."""
+        self._socket.settimeout(0)
+        try:
+            self._socket.recv(1, 0 if self._target.security else socket.MSG_PEEK)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return False
+        except OSError:
+            pass
+        return True
 
     def deadline(self, size: int = 0) -> float:
         return time.monotonic() + self._target.timeout_s + size / MIN_RATE

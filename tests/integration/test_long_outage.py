@@ -47,6 +47,7 @@ class Line:
     waits: list[float] = field(default_factory=list)
     bytes_s: float = 0.0
     round_trip_s: float = 0.0
+    held_back: bool = False
     alive: bool = True
 
     def __post_init__(self) -> None:

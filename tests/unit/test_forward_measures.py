@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -62,6 +63,25 @@ def test_on_a_thin_line_one_association_stays_one() -> None:
     line = Line(bytes_s=0.25e6, wait_s=0.1, most=8)
     line.send(TRY_AGAIN_S - 50)
     assert line.gauge.wanted == 1
+
+
+def test_a_first_object_that_takes_long_shows_a_thin_line() -> None:
+    line = Line(bytes_s=0.25e6, wait_s=0.1, most=4)
+    line.gauge.starts(0.1)
+    assert line.gauge.wanted == 4  # nothing is known yet
+    line.gauge.is_sending(0.5, 0.1, held_back=False)
+    assert line.gauge.wanted == 4
+    line.gauge.is_sending(2.0, 0.1, held_back=False)
+    assert line.gauge.wanted == 1
+    line.send(TRY_AGAIN_S - 50)
+    assert line.gauge.wanted == 1
+
+
+def test_what_loss_holds_back_is_sent_by_all() -> None:
+    line = Line(bytes_s=0.25e6, wait_s=0.1, most=4)
+    line.gauge.starts(0.1)
+    line.gauge.is_sending(2.0, 0.1, held_back=True)
+    assert line.gauge.wanted == 4
 
 
 def test_where_no_more_is_granted_none_is_asked_for_until_much_later() -> None:
@@ -141,7 +161,7 @@ def test_an_image_goes_on_as_soon_as_the_result_is_through() -> None:
 
 def test_an_image_does_not_wait_while_a_result_only_waits_for_its_answer() -> None:
     hand = Hand()
-    turns = Turns(Timetable(), hand)
+    turns = Turns(Timetable(), now=hand)
     with turns.turn(IMAGE) as image, turns.turn(RESULT) as result:
         assert result(PIECE) == PIECE
         hand.now += UNKNOWN_TAKES_S
@@ -151,23 +171,37 @@ def test_an_image_does_not_wait_while_a_result_only_waits_for_its_answer() -> No
 @pytest.mark.parametrize(("bytes_s", "waits_s"), [(100e6, 0.0005), (0.25e6, LINE_TAKEN_S)])
 def test_an_image_waits_for_as_long_as_the_line_is_taken(bytes_s: float, waits_s: float) -> None:
     hand = Hand()
-    turns = Turns(Timetable(), hand)
+    turns = Turns(Timetable(), now=hand)
     with turns.turn(IMAGE), turns.turn(RESULT, lambda: bytes_s) as result:
         assert result(50_000) == 50_000
-        assert turns._wait_s(Urgency.URGENT_IMAGE) == pytest.approx(waits_s, abs=1e-6)
+        assert turns._wait_s(IMAGE) == pytest.approx(waits_s, abs=1e-6)
+
+
+def test_images_beyond_what_the_line_is_worth_wait_and_end_in_their_order() -> None:
+    hand, worth = Hand(), [2]
+    turns = Turns(Timetable(), lambda: worth[0], now=hand)
+    first, second, third = (delivery(Urgency.IMAGE) for _ in range(3))
+    with turns.turn(second), ExitStack() as stack:
+        with turns.turn(first):
+            stack.enter_context(turns.turn(third))
+            assert [turns._wait_s(one) for one in (second, first, third)] == [0, 0, KEEP_ALIVE_S]
+            worth[0] = 1
+            assert [turns._wait_s(one) for one in (second, first, third)] == [0, KEEP_ALIVE_S, KEEP_ALIVE_S]
+            worth[0] = 2
+        assert turns._wait_s(third) == 0
 
 
 @pytest.mark.promise("P7")
 def test_an_urgent_report_passes_a_large_result() -> None:
     hand = Hand()
-    turns = Turns(Timetable(), hand)
+    turns = Turns(Timetable(), now=hand)
     with turns.turn(RESULT) as result:
         assert not turns.less_urgent_under_way(Urgency.RESULT)
         assert turns.less_urgent_under_way(Urgency.URGENT_SR)
         with turns.turn(URGENT) as urgent:
             assert urgent(PIECE) == PIECE
-            assert turns._wait_s(Urgency.RESULT) == pytest.approx(UNKNOWN_TAKES_S)
-        assert turns._wait_s(Urgency.RESULT) == 0
+            assert turns._wait_s(RESULT) == pytest.approx(UNKNOWN_TAKES_S)
+        assert turns._wait_s(RESULT) == 0
         assert result(PIECE) == PIECE
 
 
@@ -185,13 +219,13 @@ class Hand:
 def test_the_pace_is_kept_and_used(size: int) -> None:
     hand = Hand()
     pace = 2_500_000.0
-    turns = Turns(Timetable(minute=lambda: 600, paced=[Paced(hours=DAY, bytes_s=pace)]), hand)
+    turns = Turns(Timetable(minute=lambda: 600, paced=[Paced(hours=DAY, bytes_s=pace)]), now=hand)
     sent, begun = 0, hand.now
     while sent < 50_000_000:
         with turns.turn(IMAGE) as image:
             left = size
             while left:
-                while turns._wait_s(int(Urgency.URGENT_IMAGE)) > 0:
+                while turns._wait_s(IMAGE) > 0:
                     hand.now += 0.00005
                 granted = image(min(left, 1 << 20))
                 left -= granted
@@ -201,7 +235,7 @@ def test_the_pace_is_kept_and_used(size: int) -> None:
 
 def test_a_large_object_is_broken_off_when_told_to_stop() -> None:
     hand = Hand()
-    turns = Turns(Timetable(), hand)
+    turns = Turns(Timetable(), now=hand)
     with turns.turn(IMAGE) as image:
         turns.stop()
         assert image(PIECE) == PIECE  # what is nearly through goes through

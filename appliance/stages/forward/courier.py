@@ -46,9 +46,11 @@ class _Way:
 class Courier:
     """Used by one thread."""
 
-    def __init__(self, bag: Bag, on_way: Callable[[Delivery], None]) -> None:
-        """`on_way` is told of each delivery for which an association is there."""
-        self._bag, self._box, self._on_way = bag, bag.box, on_way
+    def __init__(
+        self, bag: Bag, on_way: Callable[[Delivery], None], rests_s: Callable[[], float] = lambda: LINGER_S
+    ) -> None:
+        """`on_way` is told of each delivery for which an association is there; `rests_s`: how long it is kept after."""
+        self._bag, self._box, self._on_way, self._rests_s = bag, bag.box, on_way, rests_s
         self._way: _Way | None = None
 
     @property
@@ -78,8 +80,7 @@ class Courier:
         try:
             with self._bag.turns.turn(delivery, lambda: way.session.bytes_s) as turn:
                 self._on_way(delivery)
-                ahead = self._looking_ahead(way.session, turn)
-                warning = way.session.send(delivery, self._box.path(delivery.file), ahead)
+                warning = way.session.send(delivery, self._box.path(delivery.file), self._watched(way.session, turn))
         except ObjectRefused as error:
             self._settle(delivery, Event.REFUSE, Told(reason=str(error), started_tick=started))
         else:
@@ -87,6 +88,20 @@ class Courier:
             sent_as = way.session.sent if isinstance(way.session, RecodingSession) else None
             self._settle(delivery, Event.DELIVER, Told(reason=warning, started_tick=started, sent_as=sent_as))
         way.used_at, way.taken = time.monotonic(), way.taken + 1
+
+    def _watched(self, session: Session, turn: Turn) -> Turn:
+        """Tells the gauge how long the object takes, not counting its waits."""
+        began, ahead = time.monotonic(), self._looking_ahead(session, turn)
+
+        def turn_and_tell(wanted: int) -> int:
+            nonlocal began
+            asked = time.monotonic()
+            self._bag.gauge.is_sending(asked - began, session.round_trip_s, held_back=session.held_back)
+            granted = ahead(wanted)
+            began += time.monotonic() - asked
+            return granted
+
+        return turn_and_tell
 
     def _looking_ahead(self, session: Session, turn: Turn) -> Turn:
         """Has what comes next made ready while this object is sent, from when its first byte may go."""
@@ -128,7 +143,7 @@ class Courier:
 
     def linger_s(self) -> float | None:
         """For how long the session, unused, stays open; None: there is none."""
-        return None if self._way is None else self._way.used_at + LINGER_S - time.monotonic()
+        return None if self._way is None else self._way.used_at + self._rests_s() - time.monotonic()
 
     def close(self) -> None:
         way, self._way = self._way, None

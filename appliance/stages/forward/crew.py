@@ -15,6 +15,7 @@ from appliance.stages.forward.courier import LINGER_S, Bag, Courier
 ALONE_S = 600.0  # after a second association was not to be had, or cost the first one
 END_S = 5.0  # for all of them; who still waits for an answer then will send again
 CLASHES, FORGIVEN = 3.0, 0.05  # losses of the first that are too many; what one success takes back of them
+READY_S = 30.0  # an association for results rests while something less urgent goes out: opening one takes round trips
 EXPRESSES = (Urgency.URGENT_SR, Urgency.RESULT)  # the least urgent that each carries
 
 
@@ -124,14 +125,16 @@ class Crew:
         thread.start()
 
     def _carry_results(self, express: _Express) -> None:
-        courier = Courier(self._bag, self.under_way)
+        def rests_s() -> float:
+            return READY_S if self._bag.turns.less_urgent_under_way(express.least) else LINGER_S
+
+        courier = Courier(self._bag, self.under_way, rests_s)
         try:
             while not self._stopping.is_set():
-                linger_s = courier.linger_s()
-                if express.due.wait(None if linger_s is None else max(0.0, linger_s)):
+                if express.due.wait(LINGER_S if courier.has_way else None):
                     express.due.clear()
                     self._overtake(courier, express)
-                else:
+                elif (courier.linger_s() or 0.0) <= 0:
                     courier.close()
         finally:
             courier.close()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 FIRST_LOOK = 2  # objects
 LONG_WAY_S = 0.02  # round trip
+LONG_OBJECT = 15  # round trips: of an object that takes longer, waiting for its answer is not what takes long
 LOOK_S, TRIAL_S = 0.5, 1.0  # of steady sending, at least
 OBJECTS_EACH = 4  # at least, by each association
 GAIN = 1.1  # more are worth it from here; so are fewer, unless they lose as much
@@ -35,7 +36,7 @@ class Gauge:
         self._trial: _Before | None = None
         self._upward = True
         self._not_before = 0.0  # of the next trial
-        self.wanted = 1  #: associations that send images
+        self.wanted = 1  #: associations that send images; of those that do already, the rest waits
         self.bytes_s = 0.0  #: what the line carries with all of them; 0: not measured yet
         self._guessed = most == 1
         self._begin()
@@ -55,6 +56,17 @@ class Gauge:
         with self._lock:
             if not self._guessed and not self._objects and round_trip_s >= LONG_WAY_S:
                 self.wanted = self._most
+
+    def is_sending(self, seconds: float, round_trip_s: float, *, held_back: bool) -> None:
+        """An object has been under way for so long. On a thin line several would only be in each other's way, but for
+        those that loss holds back.
+        """
+        with self._lock:
+            if self._guessed or not round_trip_s or seconds <= max(LONG_OBJECT * round_trip_s, LOOK_S):
+                return
+            self._guessed = True
+            self.wanted, self._not_before = (self._most, 0.0) if held_back else (1, self._now() + TRY_AGAIN_S)
+            self._begin()
 
     def refused(self) -> None:
         """The destination granted no further association."""

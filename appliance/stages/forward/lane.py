@@ -42,8 +42,8 @@ class Lane:
         self._suspended = 0  # waits of a suspended lane since the destination last took something
         self._was_unreachable = False
         self.desk = Desk(name, box)
-        self._turns = Turns(timetable or Timetable())
         self._gauge = Gauge(associations)
+        self._turns = Turns(timetable or Timetable(), lambda: self._gauge.wanted)
         bag = Bag(
             destination=destination,
             desk=self.desk,

@@ -28,10 +28,17 @@ UNKNOWN_TAKES_S = 0.3  # where nothing is known of the line
 class Turns:
     """One lane's. Used by all of its couriers."""
 
-    def __init__(self, timetable: Timetable, now: Callable[[], float] = time.monotonic) -> None:
-        self._timetable, self._now = timetable, now
+    def __init__(
+        self,
+        timetable: Timetable,
+        at_once: Callable[[], int] = lambda: 1 << 30,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`at_once`: how many images may share the line now; those that began last wait."""
+        self._timetable, self._at_once, self._now = timetable, at_once, now
         self._changed = threading.Condition()
         self._under_way: Counter[int] = Counter()  # by class
+        self._images: list[Delivery] = []  # under way, in the order in which they began
         self._taken_until: dict[int, float] = {}
         self._stop_at: float | None = None
         self._line_bytes_s = 0.0  # as far as it is known; of one association
@@ -52,12 +59,14 @@ class Turns:
         level = _level(delivery.urgency)
         with self._changed:
             self._under_way[level] += 1
+            self._images += [delivery] if level == Urgency.URGENT_IMAGE else []
             self._taken_until[level] = self._now() + UNKNOWN_TAKES_S
         try:
-            yield partial(self._grant, level, bytes_s)
+            yield partial(self._grant, delivery, bytes_s)
         finally:
             with self._changed:
                 self._under_way[level] -= 1
+                self._images = [other for other in self._images if other is not delivery]
                 self._changed.notify_all()
 
     def stop(self) -> None:
@@ -66,10 +75,11 @@ class Turns:
                 self._stop_at = self._now() + STOP_WITHIN_S
             self._changed.notify_all()
 
-    def _grant(self, level: int, bytes_s: Callable[[], float], wanted: int) -> int:
+    def _grant(self, delivery: Delivery, bytes_s: Callable[[], float], wanted: int) -> int:
+        level = _level(delivery.urgency)
         with self._changed:
             deadline = self._now() + KEEP_ALIVE_S
-            while (wait_s := self._wait_s(level)) > 0:
+            while (wait_s := self._wait_s(delivery)) > 0:
                 self._go_on()
                 left = deadline - self._now()
                 if left <= 0:
@@ -78,12 +88,14 @@ class Turns:
             self._go_on()
             return self._take(level, bytes_s(), wanted)
 
-    def _wait_s(self, level: int) -> float:
-        """How long at least this class waits: for a more urgent one, and images for the pace, too."""
-        now = self._now()
+    def _wait_s(self, delivery: Delivery) -> float:
+        """How long at least it waits: for a more urgent class, and an image for earlier ones and for the pace, too."""
+        now, level = self._now(), _level(delivery.urgency)
         until = [self._taken_until[other] for other, count in self._under_way.items() if count and other < level]
         if (taken_s := max(until, default=now) - now) > 0:
             return taken_s
+        if level == Urgency.URGENT_IMAGE and not any(delivery is one for one in self._images[: self._at_once()]):
+            return KEEP_ALIVE_S
         pace = self._pay()
         return self._owing / pace if pace and level == Urgency.URGENT_IMAGE else 0.0
 
