@@ -31,6 +31,7 @@ from appliance.dimse.wire import Target
 from appliance.errors import AnswerLate, DeliveryError, DestinationRefused, ObjectRefused, TransientDeliveryError
 from appliance.ports import Destination
 from tests.acceptance.orthanc import Orthanc, dicom_web_plugin
+from tests.waiting import eventually
 from tests.web_pacs import WebPacs
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -271,6 +272,15 @@ def test_an_abort_is_transient_and_ends_the_session(scripted: ScriptedPacs, make
         assert not session.alive
     with node.open([item]) as session:
         assert session.send(item, item.path) == ""
+
+
+def test_a_session_that_the_node_ends_while_it_rests_is_seen_to_be_over(tmp_path: Path, make: Make) -> None:
+    item = make(1)
+    with SmallPacs(tmp_path / "pacs") as pacs, DimseNode(target(pacs.port)).open([item]) as session:
+        assert session.send(item, item.path) == ""
+        assert session.alive
+        pacs.__exit__(None, None, None)
+        eventually(lambda: not session.alive, what="it is seen")
 
 
 def test_a_node_that_answers_late_is_given_longer_each_time(tmp_path: Path, make: Make) -> None:

@@ -22,6 +22,7 @@ from appliance.file_head import file_head
 from appliance.journal.store import Journal
 from appliance.model import Delivery, Owed, Urgency
 from appliance.stages.forward import Lane, Outbox
+from appliance.stages.forward.courier import LINGER_S
 from appliance.stages.forward.timetable import Hours, Paced, Timetable
 from tests.contract.test_destinations import element
 from tests.journals import CT_IMAGE, EXPLICIT, SERIES, arrival, open_journal, receive
@@ -188,6 +189,24 @@ def test_results_pass_one_by_one_for_as_long_as_the_image_takes(site: Site) -> N
             eventually(partial(site.has, result), RESULT_S, "the result is there")
         assert not site.has(image)
         eventually(site.is_whole, 15.0, "all is there")
+    assert site.once_each()
+
+
+@pytest.mark.promise("P7")
+def test_an_association_for_results_stays_open_while_an_image_is_under_way_and_no_longer(site: Site) -> None:
+    site.owe(Urgency.IMAGE, 2400 * KB)
+    lane = site.lane(associations=1)
+    with running(lane):
+        eventually(lambda: site.line.open_now)
+        for _ in range(2):
+            result = site.owe(Urgency.RESULT, 20 * KB, SR)
+            lane.wake()
+            eventually(partial(site.has, result), RESULT_S, "the result is there")
+            time.sleep(LINGER_S + 0.3)  # for which any other association would have been kept
+        assert site.line.open_now == 2
+        eventually(site.is_whole, 15.0, "all is there")
+        eventually(lambda: not site.line.open_now, 4 * LINGER_S, "nothing is kept open")
+    assert len({number for _, number, _ in site.line.carried}) == 2
     assert site.once_each()
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from appliance.dimse.tls import ServerFiles, TlsGuard
+from appliance.dimse.requestor import VERIFICATION_PAIR, connect
+from appliance.dimse.tls import ClientTls, ServerFiles, TlsGuard
+from appliance.dimse.wire import Target
 from tests.certificates import Paper, Papers
 from tests.journals import SERIES
 from tests.keeping import Memory
@@ -146,3 +148,19 @@ def test_dcmtk_takes_it(tmp_path: Path, papers: Papers) -> None:
         process.terminate()
         process.wait(10)
     assert len(list(port_file.iterdir())) == 2
+
+
+def test_an_association_that_rests_is_there_until_the_peer_ends_it(tmp_path: Path, papers: Papers) -> None:
+    """What TLS says between messages, session tickets among it, is no end."""
+    files = ServerFiles(certificate=papers.box.certificate, key=papers.box.key, ca=papers.ca)
+    security = ClientTls(
+        ca=papers.ca, server_name="127.0.0.1", certificate=papers.ct01.certificate, key=papers.ct01.key
+    )
+    with listening(Memory(), Witness(), peers=(PEER,), guard=TlsGuard(files)) as there:
+        target = Target(host="127.0.0.1", port=there.port, calling_ae="CT01", called_ae="SCANSIDE", security=security)
+        with connect(target, [VERIFICATION_PAIR]) as association:
+            assert association.is_there()
+            assert association.echo().status == 0
+            assert association.is_there()
+            there.acceptor.stop()
+            eventually(lambda: not association.is_there(), 10.0, "its end is seen")

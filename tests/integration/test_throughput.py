@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 
 import pytest
+from benchmarks.wan import ADDRESSES, FAR, NEAR, Shape, Wan, unavailable
 
 from appliance.dimse.throughput import UNSENT_S, Meter, counts
+from tests.missing import missing
 from tests.thin_line import ThinLine
 
 THIN = 400_000  # bytes a second
@@ -57,6 +59,30 @@ def test_on_a_thin_line_little_waits_unsent(taker: int) -> None:
         assert 0.5 * THIN < meter.bytes_s < 2 * THIN
         # A segment of loopback is 64 kB: the kernel counts no finer.
         assert max(waited) <= UNSENT_S * 2 * THIN + (1 << 16)
+
+
+@pytest.fixture
+def lossy() -> Iterator[Wan]:
+    if why := unavailable():
+        missing(f"no line can be laid: {why}")
+    with Wan(Shape(delay_ms=5, rate=20e6, loss=0.03)) as wan:
+        yield wan
+
+
+@pytest.mark.parametrize("congestion", ["reno", "bbr"])
+def test_loss_holds_back_whoever_takes_it_for_a_full_line(lossy: Wan, congestion: str) -> None:
+    with lossy.inside(FAR):
+        listener = socket.create_server((ADDRESSES[FAR], 0))
+    threading.Thread(target=lambda: drain(listener.accept()[0]), daemon=True).start()
+    with listener, lossy.inside(NEAR), closing(socket.socket()) as connection:
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
+        except OSError:
+            missing(f"this kernel has no {congestion}")
+        connection.connect(listener.getsockname())
+        meter = Meter(connection)
+        send(connection, meter, 2.0)
+        assert meter.held_back is (congestion != "bbr")
 
 
 def test_small_objects_tell_nothing_of_a_quick_line(taker: int) -> None:
