@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 from benchmarks import forward, forward_urgent
@@ -119,7 +120,7 @@ def test_what_was_not_measured_is_not_met() -> None:
     assert not report.met
 
 
-@pytest.mark.parametrize("cells", [forward._quick_cells, partial(forward._cells, "bbr")])
+@pytest.mark.parametrize("cells", [forward._quick_cells, partial(forward._cells, BBR)])
 def test_every_goal_is_measured_in_its_cell(cells: object) -> None:
     assert callable(cells)
     for one in cells():
