@@ -69,8 +69,11 @@ class Session(Protocol):
         ...
 
     @property
-    def held_back(self) -> bool:
-        """Whether loss holds it back more than the line does: then several sessions carry more than one."""
+    def held_back(self) -> bool | None:
+        """Whether something else than the line's width holds it back, as loss does: then several sessions carry more.
+
+        None: not known yet.
+        """
         ...
 
 

@@ -143,7 +143,7 @@ class DimseSession:
         return self._association.round_trip_s
 
     @property
-    def held_back(self) -> bool:
+    def held_back(self) -> bool | None:
         return self._association.held_back
 
     def send(self, item: Outgoing, path: Path, turn: Turn = at_once) -> str:

@@ -91,8 +91,8 @@ class StowSession:
         return self._wire.round_trip_s
 
     @property
-    def held_back(self) -> bool:
-        return False  # not known
+    def held_back(self) -> bool | None:
+        return self._wire.held_back
 
     def send(self, item: Outgoing, path: Path, turn: Turn = at_once) -> str:
         """See ports.Session."""

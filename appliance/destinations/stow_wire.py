@@ -68,6 +68,11 @@ class WebWire:
     def bytes_s(self) -> float:
         return self._meter.bytes_s if self._meter is not None else self._target.bytes_s
 
+    @property
+    def held_back(self) -> bool | None:
+        """See Meter."""
+        return self._meter.held_back if self._meter is not None else None
+
     def close(self) -> None:
         self._client.close()
 

@@ -121,8 +121,8 @@ class RequestedAssociation:
         return self._wire.meter.round_trip_s
 
     @property
-    def held_back(self) -> bool:
-        """Whether loss holds it back more than the line does."""
+    def held_back(self) -> bool | None:
+        """See Meter."""
         return self._wire.meter.held_back
 
     @property

@@ -16,7 +16,7 @@ PIECE_S = 0.1  # nor is what is handed over at a time
 FIRST_PIECE = 1 << 16  # bytes, until something was measured
 LEAST_PIECE, MOST_PIECE = 1 << 12, 1 << 20
 WINDOW_S, WINDOW_BYTES = 0.05, 4 << 20  # of one measurement
-LOSSY = 0.005  # share of segments sent again: of a full queue's own losses there are fewer
+LOSSY, LEAST_LOST, JUDGED_SEGMENTS = 0.005, 3, 100  # share of segments sent again; how many at least, of how many
 SETTLED_S = 1.0  # of sending, before which slow start hides what the line can do
 #: What any Linux takes (net.core.wmem_max is no more on many); larger buffers it tunes itself while nobody sets one.
 MOST_SET_BUFFER = 212_992
@@ -24,8 +24,8 @@ MOST_SET_BUFFER = 212_992
 _TCP_NOTSENT_LOWAT = 25
 _SO_BUF_LOCK = 72
 #: struct tcp_info (linux/tcp.h, append-only): segments sent again; bytes acknowledged; unsent bytes and the least round
-#: trip in us; segments with data; busy time in us.
-_INFO = struct.Struct("=100xI16xQ16xII4xI8xQ")
+#: trip in us; segments with data; busy time and, of it, that in which the peer's window was full, in us.
+_INFO = struct.Struct("=100xI16xQ16xII4xI8xQQ")
 _UNKNOWN_RTT = 0xFFFFFFFF
 
 
@@ -37,7 +37,9 @@ class Counts:
     unsent: int  #: bytes in our socket that were never sent
     round_trip_s: float  #: the least that was seen; 0: none yet
     busy_s: float  #: time in which something was under way
-    again: float = 0.0  #: share of the segments that had to be sent again
+    full_s: float = 0.0  #: of it, in which the peer's window let nothing more be sent
+    segments: int = 0  #: with data, those that were sent again among them
+    again: int = 0  #: segments that were
 
 
 def counts(connection: socket.socket) -> Counts | None:
@@ -48,14 +50,16 @@ def counts(connection: socket.socket) -> Counts | None:
         return None
     if len(info) < _INFO.size:
         return None
-    again, acked, unsent, round_trip, segments, busy = _INFO.unpack(info)
+    again, acked, unsent, round_trip, segments, busy, full = _INFO.unpack(info)
     known = round_trip != _UNKNOWN_RTT
     return Counts(
         acked=acked,
         unsent=unsent,
         round_trip_s=round_trip / 1e6 * known,
         busy_s=busy / 1e6,
-        again=again / max(segments, 1),
+        full_s=full / 1e6,
+        segments=segments,
+        again=again,
     )
 
 
@@ -71,14 +75,22 @@ class Meter:
         self._connection = connection
         self._last = counts(connection)
         self._limited = False
+        self._settled: Counts | None = None  # when it was
         self.bytes_s = bytes_s  #: 0: not known yet
         self._let_wait(max(LEAST_PIECE, int(bytes_s * UNSENT_S)) if bytes_s else 2 * FIRST_PIECE)
         self.round_trip_s = self._last.round_trip_s if self._last is not None else 0.0
 
     @property
-    def held_back(self) -> bool:
-        """Whether segments are lost, and the congestion control takes each loss for a full line, as all but bbr do."""
-        if self._last is None or self._last.again < LOSSY:
+    def held_back(self) -> bool | None:
+        """Whether something else than the line's width limits it, once that can be told: the peer's window, or loss,
+        where the congestion control takes each loss for a full line, as all but bbr do.
+        """
+        first, last = self._settled, self._last
+        if first is None or last is None or last.segments - first.segments < JUDGED_SEGMENTS:
+            return None
+        if last.full_s - first.full_s > (last.busy_s - first.busy_s) / 2:
+            return True
+        if last.again - first.again < max(LEAST_LOST, LOSSY * (last.segments - first.segments)):
             return False
         name = self._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         return not name.startswith(b"bbr")
@@ -117,6 +129,7 @@ class Meter:
         self.bytes_s = (self.bytes_s + rate) / 2 if self.bytes_s else rate
         self.round_trip_s, self._last = now.round_trip_s, now
         if now.busy_s >= SETTLED_S:
+            self._settled = self._settled or now
             self._limit()
 
     def _limit(self) -> None:

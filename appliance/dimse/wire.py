@@ -111,10 +111,12 @@ class Wire:
         """Between messages: whether the peer has closed it, or said what nobody asked for, as an abort."""
         self._socket.settimeout(0)
         try:
+            if next(self._events, None) is not None:  # it came along with the last answer
+                return True
             self._socket.recv(1, 0 if self._target.security else socket.MSG_PEEK)
         except (BlockingIOError, ssl.SSLWantReadError):
             return False
-        except OSError:
+        except (OSError, RemoteProtocolError):
             pass
         return True
 

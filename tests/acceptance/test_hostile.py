@@ -61,7 +61,6 @@ def words(found: Endured) -> str:
     return f"{len(times)} images, {slowest}, receive's memory {found.peak_mb:.0f} MB, {found.done} attacks"
 
 
-@pytest.mark.alone
 @pytest.mark.promise("P9")
 def test_associations_that_do_nothing_cost_nothing(box: Appliance, figure: Callable[[str], None]) -> None:
     """64 of them, each proved to be served before and after."""

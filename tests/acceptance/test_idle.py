@@ -55,7 +55,6 @@ def settled(appliance: Appliance) -> bool:
     )
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(240)
 def test_an_idle_appliance_costs_next_to_nothing(work: Path, lung_ct: Original, figure: Callable[[str], None]) -> None:
     """After a real study has been read: what a process has taken for that, it keeps."""

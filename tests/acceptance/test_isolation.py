@@ -48,8 +48,6 @@ TOO_LITTLE_MB = 128  # the engines load and pass their golden cases with it, and
 VERIFIED_S = 90.0
 ARRIVED_S = 60.0
 
-pytestmark = pytest.mark.alone
-
 
 class TimedPacs(SmallPacs):
     """Notes when it had each object."""

@@ -58,7 +58,7 @@ end
 BOX = {"AET": "SCANSIDE", "Host": ADDRESSES[NEAR], "Port": 104}
 FORGETS = dict.fromkeys([f"DicomAlwaysAllow{what}" for what in ("Echo", "Find", "FindWorklist", "Get", "Move")], False)
 
-pytestmark = [pytest.mark.alone, pytest.mark.promise("P3"), pytest.mark.timeout(7200 if FULL else 120)]
+pytestmark = [pytest.mark.promise("P3"), pytest.mark.timeout(7200 if FULL else 120)]
 Figure = Callable[[str], None]
 
 

@@ -151,7 +151,6 @@ def test_dcmtk_takes_it(tmp_path: Path, papers: Papers) -> None:
 
 
 def test_an_association_that_rests_is_there_until_the_peer_ends_it(papers: Papers) -> None:
-    """What TLS says between messages, session tickets among it, is no end."""
     files = ServerFiles(certificate=papers.box.certificate, key=papers.box.key, ca=papers.ca)
     security = ClientTls(
         ca=papers.ca, server_name="127.0.0.1", certificate=papers.ct01.certificate, key=papers.ct01.key

@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 import pytest
 from benchmarks.wan import ADDRESSES, FAR, NEAR, Shape, Wan, unavailable
 
-from appliance.dimse.throughput import UNSENT_S, Meter, counts
+from appliance.dimse.throughput import LOSSY, UNSENT_S, Meter, counts
 from tests.missing import missing
 from tests.thin_line import ThinLine
 
@@ -81,7 +81,10 @@ def test_loss_holds_back_whoever_takes_it_for_a_full_line(lossy: Wan, congestion
             missing(f"this kernel has no {congestion}")
         connection.connect(listener.getsockname())
         meter = Meter(connection)
-        send(connection, meter, 2.0)
+        send(connection, meter, 2.5)
+        seen = counts(connection)
+        assert seen is not None
+        assert seen.again > LOSSY * seen.segments
         assert meter.held_back is (congestion != "bbr")
 
 

@@ -71,7 +71,9 @@ def test_a_first_object_that_takes_long_shows_a_thin_line() -> None:
     assert line.gauge.wanted == 4  # nothing is known yet
     line.gauge.is_sending(0.5, 0.1, held_back=False)
     assert line.gauge.wanted == 4
-    line.gauge.is_sending(2.0, 0.1, held_back=False)
+    line.gauge.is_sending(5.0, 0.1, held_back=None)
+    assert line.gauge.wanted == 4
+    line.gauge.is_sending(5.0, 0.1, held_back=False)
     assert line.gauge.wanted == 1
     line.send(TRY_AGAIN_S - 50)
     assert line.gauge.wanted == 1
@@ -80,8 +82,11 @@ def test_a_first_object_that_takes_long_shows_a_thin_line() -> None:
 def test_what_loss_holds_back_is_sent_by_all() -> None:
     line = Line(bytes_s=0.25e6, wait_s=0.1, most=4)
     line.gauge.starts(0.1)
-    line.gauge.is_sending(2.0, 0.1, held_back=True)
+    line.gauge.is_sending(5.0, 0.1, held_back=True)
     assert line.gauge.wanted == 4
+    line.gauge.refused()
+    line.gauge.is_sending(5.0, 0.1, held_back=True)
+    assert line.gauge.wanted == 1
 
 
 def test_where_no_more_is_granted_none_is_asked_for_until_much_later() -> None:
@@ -184,9 +189,14 @@ def test_images_beyond_what_the_line_is_worth_wait_and_end_in_their_order() -> N
     with turns.turn(second), ExitStack() as stack:
         with turns.turn(first):
             stack.enter_context(turns.turn(third))
-            assert [turns._wait_s(one) for one in (second, first, third)] == [0, 0, KEEP_ALIVE_S]
+            assert [turns._wait_s(one) for one in (second, first, third)] == [0, 0, LINE_TAKEN_S]
             worth[0] = 1
-            assert [turns._wait_s(one) for one in (second, first, third)] == [0, KEEP_ALIVE_S, KEEP_ALIVE_S]
+            assert [turns._wait_s(one) for one in (second, first, third)] == [0, LINE_TAKEN_S, LINE_TAKEN_S]
+            urgent = delivery(Urgency.URGENT_IMAGE)
+            with turns.turn(urgent):
+                assert [turns._wait_s(one) for one in (urgent, second)] == [0, LINE_TAKEN_S]
+            hand.now += LINE_TAKEN_S  # none of them asks for more: they wait for their answers
+            assert turns._wait_s(third) == 0
             worth[0] = 2
         assert turns._wait_s(third) == 0
 

@@ -90,15 +90,16 @@ class Courier:
         way.used_at, way.taken = time.monotonic(), way.taken + 1
 
     def _watched(self, session: Session, turn: Turn) -> Turn:
-        """Tells the gauge how long the object takes, not counting its waits."""
-        began, ahead = time.monotonic(), self._looking_ahead(session, turn)
+        """Tells the gauge how long the object takes from its first byte on, not counting its waits."""
+        ahead, began = self._looking_ahead(session, turn), 0.0
 
         def turn_and_tell(wanted: int) -> int:
             nonlocal began
             asked = time.monotonic()
-            self._bag.gauge.is_sending(asked - began, session.round_trip_s, held_back=session.held_back)
+            if began:
+                self._bag.gauge.is_sending(asked - began, session.round_trip_s, held_back=session.held_back)
             granted = ahead(wanted)
-            began += time.monotonic() - asked
+            began = began + time.monotonic() - asked if began else time.monotonic()
             return granted
 
         return turn_and_tell
@@ -142,8 +143,10 @@ class Courier:
         return self._way
 
     def linger_s(self) -> float | None:
-        """For how long the session, unused, stays open; None: there is none."""
-        return None if self._way is None else self._way.used_at + self._rests_s() - time.monotonic()
+        """For how long the session, unused, stays open; None: there is none. One that was of no use is not kept."""
+        if self._way is None:
+            return None
+        return self._way.used_at + (self._rests_s() if self._way.taken else LINGER_S) - time.monotonic()
 
     def close(self) -> None:
         way, self._way = self._way, None

@@ -183,7 +183,7 @@ class Crew:
             return False
         least = Urgency.IMAGE if self._bag.turns.images_may_go() else Urgency.RESULT
         due = self._of_desk(self._bag.desk.peek, least)
-        if due is None or not self._opens(courier, due):
+        if due is None or not self._opens(courier, due) or number >= self._bag.gauge.wanted:
             return False
         delivery = self._of_desk(self._bag.desk.claim, least)
         if delivery is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 FIRST_LOOK = 2  # objects
 LONG_WAY_S = 0.02  # round trip
-LONG_OBJECT = 15  # round trips: of an object that takes longer, waiting for its answer is not what takes long
+LONG_OBJECT = 10  # round trips: of an object that takes longer alone, waiting for its answer is not what takes long
 LOOK_S, TRIAL_S = 0.5, 1.0  # of steady sending, at least
 OBJECTS_EACH = 4  # at least, by each association
 GAIN = 1.1  # more are worth it from here; so are fewer, unless they lose as much
@@ -57,12 +57,13 @@ class Gauge:
             if not self._guessed and not self._objects and round_trip_s >= LONG_WAY_S:
                 self.wanted = self._most
 
-    def is_sending(self, seconds: float, round_trip_s: float, *, held_back: bool) -> None:
-        """An object has been under way for so long. On a thin line several would only be in each other's way, but for
-        those that loss holds back.
+    def is_sending(self, seconds: float, round_trip_s: float, *, held_back: bool | None) -> None:
+        """An object has been under way for so long, beside the others. On a thin line they are only in each other's way,
+        but for those that something else holds back; None: it is not known whether.
         """
         with self._lock:
-            if self._guessed or not round_trip_s or seconds <= max(LONG_OBJECT * round_trip_s, LOOK_S):
+            long_s = max(LONG_OBJECT * self.wanted * round_trip_s, LOOK_S)
+            if self._guessed or self.wanted == 1 or held_back is None or seconds <= long_s:
                 return
             self._guessed = True
             self.wanted, self._not_before = (self._most, 0.0) if held_back else (1, self._now() + TRY_AGAIN_S)
@@ -72,6 +73,7 @@ class Gauge:
         """The destination granted no further association."""
         with self._lock:
             self.wanted, self._trial, self._upward, self._not_before = 1, None, True, self._now() + REFUSED_S
+            self._guessed = True
             self._begin()
 
     def hope(self) -> None:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from appliance.errors import TransientDeliveryError
@@ -25,6 +26,15 @@ LONG_S = 0.02  # by the goodput; what is quicker is gone before anything else co
 UNKNOWN_TAKES_S = 0.3  # where nothing is known of the line
 
 
+@dataclass(slots=True, kw_only=True)
+class _Image:
+    """One that is under way."""
+
+    delivery: Delivery
+    until: float  #: time when it is through with what was granted
+    asks: bool = False  #: for more
+
+
 class Turns:
     """One lane's. Used by all of its couriers."""
 
@@ -34,11 +44,11 @@ class Turns:
         at_once: Callable[[], int] = lambda: 1 << 30,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`at_once`: how many images may share the line now; those that began last wait."""
+        """`at_once`: how many images may share the line now; of one urgency, those that began last wait."""
         self._timetable, self._at_once, self._now = timetable, at_once, now
         self._changed = threading.Condition()
         self._under_way: Counter[int] = Counter()  # by class
-        self._images: list[Delivery] = []  # under way, in the order in which they began
+        self._images: list[_Image] = []  # in the order in which they began
         self._taken_until: dict[int, float] = {}
         self._stop_at: float | None = None
         self._line_bytes_s = 0.0  # as far as it is known; of one association
@@ -59,14 +69,14 @@ class Turns:
         level = _level(delivery.urgency)
         with self._changed:
             self._under_way[level] += 1
-            self._images += [delivery] if level == Urgency.URGENT_IMAGE else []
-            self._taken_until[level] = self._now() + UNKNOWN_TAKES_S
+            self._taken_until[level] = until = self._now() + UNKNOWN_TAKES_S
+            self._images += [_Image(delivery=delivery, until=until)] if level == Urgency.URGENT_IMAGE else []
         try:
             yield partial(self._grant, delivery, bytes_s)
         finally:
             with self._changed:
                 self._under_way[level] -= 1
-                self._images = [other for other in self._images if other is not delivery]
+                self._images = [one for one in self._images if one.delivery is not delivery]
                 self._changed.notify_all()
 
     def stop(self) -> None:
@@ -78,15 +88,24 @@ class Turns:
     def _grant(self, delivery: Delivery, bytes_s: Callable[[], float], wanted: int) -> int:
         level = _level(delivery.urgency)
         with self._changed:
+            self._asks(delivery, True)
             deadline = self._now() + KEEP_ALIVE_S
             while (wait_s := self._wait_s(delivery)) > 0:
                 self._go_on()
                 left = deadline - self._now()
                 if left <= 0:
-                    return self._take(level, bytes_s(), min(wanted, KEEP_ALIVE_BYTES))
+                    wanted = min(wanted, KEEP_ALIVE_BYTES)
+                    break
                 self._changed.wait(min(wait_s, left))
             self._go_on()
-            return self._take(level, bytes_s(), wanted)
+            granted = self._take(level, bytes_s(), wanted)
+            self._asks(delivery, False)
+            return granted
+
+    def _asks(self, delivery: Delivery, asks: bool) -> None:
+        for one in self._images:
+            if one.delivery is delivery:
+                one.asks, one.until = asks, self._now() + LINE_TAKEN_S
 
     def _wait_s(self, delivery: Delivery) -> float:
         """How long at least it waits: for a more urgent class, and an image for earlier ones and for the pace, too."""
@@ -94,10 +113,16 @@ class Turns:
         until = [self._taken_until[other] for other, count in self._under_way.items() if count and other < level]
         if (taken_s := max(until, default=now) - now) > 0:
             return taken_s
-        if level == Urgency.URGENT_IMAGE and not any(delivery is one for one in self._images[: self._at_once()]):
-            return KEEP_ALIVE_S
+        if level == Urgency.URGENT_IMAGE and not self._is_among_the_first(delivery, now):
+            return LINE_TAKEN_S
         pace = self._pay()
         return self._owing / pace if pace and level == Urgency.URGENT_IMAGE else 0.0
+
+    def _is_among_the_first(self, delivery: Delivery, now: float) -> bool:
+        """An image that only waits for its answer leaves the line to others."""
+        sending = [one.delivery for one in self._images if one.asks or one.until > now or one.delivery is delivery]
+        sending.sort(key=lambda one: one.urgency)
+        return any(one is delivery for one in sending[: self._at_once()])
 
     def _go_on(self) -> None:
         if self._stop_at is not None and self._now() > self._stop_at:
