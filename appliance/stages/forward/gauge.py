@@ -58,7 +58,7 @@ class Gauge:
                 self.wanted = self._most
 
     def is_sending(self, seconds: float, round_trip_s: float, *, held_back: bool | None) -> None:
-        """An object has been under way for so long, beside the others. On a thin line they are only in each other's way,
+        """An object has been under way for so long, beside the others. On a thin line they only hinder each other,
         but for those that something else holds back; None: it is not known whether.
         """
         with self._lock:
