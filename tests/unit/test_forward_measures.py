@@ -79,6 +79,13 @@ def test_a_first_object_that_takes_long_shows_a_thin_line() -> None:
     assert line.gauge.wanted == 1
 
 
+def test_over_a_long_way_all_stay_that_were_opened_at_once() -> None:
+    line = Line(bytes_s=12.5e6, wait_s=0.1, most=4)
+    line.gauge.starts(0.1)
+    line.send(TRY_AGAIN_S - 50)
+    assert line.gauge.wanted == 4
+
+
 def test_what_loss_holds_back_is_sent_by_all() -> None:
     line = Line(bytes_s=0.25e6, wait_s=0.1, most=4)
     line.gauge.starts(0.1)

@@ -96,8 +96,10 @@ class Gauge:
                 self._begin()
 
     def _guess(self, seconds: float, round_trip_s: float) -> None:
-        """An answer takes a round trip at least: so many others could send meanwhile."""
+        """An answer takes a round trip at least: so many others could send meanwhile. Not to be told where they do."""
         self._guessed = True
+        if self.wanted > 1:
+            return
         sending_s = max(seconds - round_trip_s, seconds / self._most, 1e-6)
         self.wanted = min(self._most, 1 + int(round_trip_s / sending_s + 0.5))
         self._begin()
