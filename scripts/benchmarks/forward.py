@@ -15,7 +15,7 @@ from statistics import median
 
 from benchmarks import forward_lanes, forward_urgent
 from benchmarks.forward_orthanc import Orthanc
-from benchmarks.forward_place import TUNED, Cargo, Pacs, algorithms, storescp
+from benchmarks.forward_place import ALL_SYNTAXES, TUNED, Cargo, Pacs, algorithms, storescp
 from benchmarks.forward_queue import Queue
 from benchmarks.forward_senders import BBR, CUBIC, OWN, UNASKED, Place, Sender, destination, has_option, peers, send
 from benchmarks.ingest_images import Images
@@ -160,7 +160,7 @@ GOALS_THIN = (
 
 
 def _lossless() -> list[Sender]:
-    return [Sender(name=OURS_LOSSLESS, congestion=OWN)] if has_option("compress") else []
+    return [Sender(name=OURS_LOSSLESS, congestion=OWN, as_stored=False)] if has_option("compress") else []
 
 
 def _loopback(pacs: str, objects: int, senders: Sequence[Sender], rounds: int, goals: Sequence[Goal]) -> Cell:
@@ -176,7 +176,7 @@ def _throughput(report: Report, cells: Sequence[Cell], wan: Wan, cargo: Cargo) -
         pacs = {
             "nd": stack.enter_context(storescp(wan, NEAR, (), cargo.folder / "pacs-nd")),
             "tuned": stack.enter_context(storescp(wan, NEAR, TUNED, cargo.folder / "pacs-tuned")),
-            "far": stack.enter_context(storescp(wan, FAR, TUNED, cargo.folder / "pacs-far")),
+            "far": stack.enter_context(storescp(wan, FAR, (*TUNED, *ALL_SYNTAXES), cargo.folder / "pacs-far")),
         }
         stack.enter_context(wan.inside(NEAR))
         destinations = [_destination(cell, sender, pacs[cell.pacs]) for cell in cells for sender in cell.ours]

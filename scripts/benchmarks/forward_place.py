@@ -18,6 +18,7 @@ from benchmarks.wan import ADDRESSES, FAR, NEAR, Wan
 
 START_S = 15.0
 STREAM_S = 3600.0
+ALL_SYNTAXES = ("+xa",)
 TUNED = ("--fork", "+B", "-pdu", "131072")
 LOOK_EVERY_S = 0.5
 

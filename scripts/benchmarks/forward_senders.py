@@ -33,6 +33,7 @@ class Sender:
     congestion: str = ""  #: set for it from outside; OWN: what it asks for itself; "": does not matter
     associations: int = 1
     nodelay: bool = True
+    as_stored: bool = True  #: the PACS must have the very bytes
     once: bool = False  #: in the first round only: it is slow, and no goal depends on it
 
     @property
@@ -147,6 +148,7 @@ def _check(sender: Sender, place: Place) -> None:
         raise BenchError(f"the PACS holds {len(_kept(place.pacs))} objects of {sender.name}, {wanted} were sent")
     if (
         sender.name in place.destinations
+        and sender.as_stored
         and place.pacs.name == "tuned"
         and _data_sets(_kept(place.pacs)) != _data_sets(place.cargo.files)
     ):
