@@ -177,6 +177,12 @@ def test_an_urgent_report_passes_a_large_result(site: Site) -> None:
     assert site.once_each()
 
 
+def a_result_passes(site: Site, lane: Lane) -> None:
+    result = site.owe(Urgency.RESULT, 20 * KB, SR)
+    lane.wake()
+    eventually(partial(site.has, result), RESULT_S, "the result is there")
+
+
 @pytest.mark.promise("P7")
 def test_results_pass_one_by_one_for_as_long_as_the_image_takes(site: Site) -> None:
     image = site.owe(Urgency.IMAGE, 2000 * KB)
@@ -184,9 +190,7 @@ def test_results_pass_one_by_one_for_as_long_as_the_image_takes(site: Site) -> N
     with running(lane):
         eventually(lambda: site.line.open_now)
         for _ in range(3):
-            result = site.owe(Urgency.RESULT, 20 * KB, SR)
-            lane.wake()
-            eventually(partial(site.has, result), RESULT_S, "the result is there")
+            a_result_passes(site, lane)
         assert not site.has(image)
         eventually(site.is_whole, 15.0, "all is there")
     assert site.once_each()
@@ -199,9 +203,7 @@ def test_an_association_for_results_stays_open_while_an_image_is_under_way_and_n
     with running(lane):
         eventually(lambda: site.line.open_now)
         for _ in range(2):
-            result = site.owe(Urgency.RESULT, 20 * KB, SR)
-            lane.wake()
-            eventually(partial(site.has, result), RESULT_S, "the result is there")
+            a_result_passes(site, lane)
             time.sleep(LINGER_S + 0.3)  # for which any other association would have been kept
         assert site.line.open_now == 2
         eventually(site.is_whole, 15.0, "all is there")
