@@ -21,7 +21,7 @@ class ThinLine:
 
     def __init__(self, server_port: int, bytes_s: float) -> None:
         self.bytes_s = bytes_s
-        self.carried: list[tuple[float, int, int]] = []  #: when, number of the connection, bytes
+        self.carried: list[tuple[int, int]] = []  #: number of the connection, bytes
         self.open_now = self.most_open = 0
         self._server_port = server_port
         self._lock = threading.Lock()
@@ -46,9 +46,9 @@ class ThinLine:
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
 
-    def carried_since(self, when: float, *, but: int = -1) -> int:
-        """Bytes of all connections but this one."""
-        return sum(size for moment, number, size in list(self.carried) if moment >= when and number != but)
+    def carried_in_all(self) -> int:
+        """Bytes."""
+        return sum(size for _, size in list(self.carried))
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -76,7 +76,7 @@ class ThinLine:
         while True:
             number, far, piece = self._queue.get()
             time.sleep(len(piece) / self.bytes_s)  # this is the line, not a wait for something
-            self.carried.append((time.monotonic(), number, len(piece)))
+            self.carried.append((number, len(piece)))
             with suppress(OSError):
                 if piece:
                     far.sendall(piece)
