@@ -86,13 +86,8 @@ class RecodingSession(Protocol):
         """What the last `send` sent instead of the object as it is stored; None: just that."""
         ...
 
-    @property
-    def prepares(self) -> bool:
-        """Whether it is worth telling it what comes next."""
-        ...
-
     def prepare(self, item: Outgoing, path: Path) -> None:
-        """Begin with what takes time before this one can be sent; waits for nothing. It may never be sent."""
+        """What comes next: begin with what takes time before it is sent; waits for nothing. It may never be sent."""
         ...
 
 

@@ -116,6 +116,7 @@ class DimseSession:
         self._proposed = proposed
         self._known = known
         self._reencoder = reencoder
+        self._ahead: Part10 | None = None
         self.sent: Sent | None = None  #: see ports.RecodingSession
         if reencoder is not None:
             reencoder.opened()
@@ -151,7 +152,8 @@ class DimseSession:
         self.sent = None
         if (item.sop_class_uid, item.transfer_syntax_uid) not in self._proposed:
             raise TransientDeliveryError("not proposed in this association")
-        stored = _stored(item, path)
+        ahead, self._ahead = self._ahead, None
+        stored = _checked(item, ahead if ahead is not None and ahead.path == path else _read(path))
         if self._reencoder is None or not self.alive:
             return self._store(stored, turn)
         with self._reencoder.outgoing(stored, self._line) as outgoing:
@@ -166,16 +168,14 @@ class DimseSession:
             self.sent = Sent(transfer_syntax_uid=outgoing.transfer_syntax_uid, size=outgoing.size)
         return text
 
-    @property
-    def prepares(self) -> bool:
-        """See ports.RecodingSession."""
-        return self._reencoder is not None and self._reencoder.busy
-
     def prepare(self, item: Outgoing, path: Path) -> None:
         """See ports.RecodingSession."""
-        if self._reencoder is not None and (item.sop_class_uid, item.transfer_syntax_uid) in self._proposed:
-            with suppress(ObjectRefused, TransientDeliveryError):  # `send` says so, if it comes to that
-                self._reencoder.prepare(_stored(item, path), self._line)
+        if (item.sop_class_uid, item.transfer_syntax_uid) not in self._proposed:
+            return
+        with suppress(ObjectRefused, TransientDeliveryError):  # `send` says so, if it comes to that
+            self._ahead = _checked(item, _read(path))
+            if self._reencoder is not None and self._reencoder.busy:
+                self._reencoder.prepare(self._ahead, self._line)
 
     @property
     def _line(self) -> Line:
@@ -195,11 +195,14 @@ class DimseSession:
         return text
 
 
-def _stored(item: Outgoing, path: Path) -> Part10:
+def _read(path: Path) -> Part10:
     try:
-        stored = part10(path)
+        return part10(path)
     except (OSError, ValueError) as error:
         raise unreadable(error) from error
+
+
+def _checked(item: Outgoing, stored: Part10) -> Part10:
     identity = (item.sop_class_uid, item.sop_instance_uid, item.transfer_syntax_uid)
     if identity != (stored.sop_class_uid, stored.sop_instance_uid, stored.transfer_syntax_uid):
         raise ObjectRefused("stored file holds another object")

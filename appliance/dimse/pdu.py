@@ -22,6 +22,7 @@ PDV_OVERHEAD = 6  # item length, context id, control header: they count in the P
 _PDU_HEADER = struct.Struct(">BxI")
 _PDV_HEADER = struct.Struct(">IBB")
 _P_DATA_HEADER = struct.Struct(">BxIIBB")
+P_DATA_HEADER_SIZE = _P_DATA_HEADER.size
 
 
 class PduType(IntEnum):

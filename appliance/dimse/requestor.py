@@ -189,11 +189,11 @@ class RequestedAssociation:
         try:
             with self._ends_on_error():
                 self._wire.meter.begin()
-                parts: list[bytes | memoryview] = [dimse.encode(request, context_id)]
-                for more in self._cutter.of(fd, item, context_id, partial(self._wire.meter.piece_of, turn)):
-                    self._wire.send(parts + more)
+                before: list[bytes | memoryview] = [dimse.encode(request, context_id)]
+                for piece in self._cutter.of(fd, item, context_id, partial(self._wire.meter.piece_of, turn)):
+                    self._wire.send([*before, piece])
                     self._wire.meter.look()
-                    parts = []
+                    before = []
                 return self._answer_to_store(request)
         except TransientDeliveryError as error:
             # PS3.5 section 7.1 has data sets even. Some peers take an odd one all the same; DCMTK aborts, every time.

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 UNSENT_S = 0.2  # bytes that wait in the socket are worth no more, once the line is known
 PIECE_S = 0.1  # nor is what is handed over at a time
 FIRST_PIECE = 1 << 16  # bytes, until something was measured
-LEAST_PIECE, MOST_PIECE = 1 << 12, 1 << 20
+LEAST_PIECE, MOST_PIECE = 1 << 12, 1 << 18
 WINDOW_S, WINDOW_BYTES = 0.05, 4 << 20  # of one measurement
+QUICK_BYTES_S = 50 * FIRST_PIECE  # a line that shows so much with a small object is not thin
 LOSSY, LEAST_LOST, JUDGED_SEGMENTS = 0.005, 3, 100  # share of segments sent again; how many at least, of how many
 SETTLED_S = 1.0  # of sending, before which slow start hides what the line can do
 #: What any Linux takes (net.core.wmem_max is no more on many); larger buffers it tunes itself while nobody sets one.
@@ -67,7 +68,7 @@ class Meter:
     """One connection's goodput, and what follows from it. Used by the thread that sends.
 
     It is measured inside objects that take a while. Of small ones the kernel's counts tell how late they were
-    acknowledged, which says nothing of the line.
+    acknowledged: the line carries that much at least, and so they can show that it is quick, but not that it is slow.
     """
 
     def __init__(self, connection: socket.socket, bytes_s: float = 0.0) -> None:
@@ -111,10 +112,12 @@ class Meter:
         return granted
 
     def begin(self) -> None:
-        """Another object follows. The line may have become quicker than was known."""
+        """Another object follows. The line may be quicker than was known."""
         now = counts(self._connection)
-        if now is not None and self._last is not None and self.bytes_s:
-            self.bytes_s = max(self.bytes_s, _rate(self._last, now))
+        if now is not None and self._last is not None and now.acked - self._last.acked >= FIRST_PIECE:
+            least = _rate(self._last, now)
+            if self.bytes_s or least >= QUICK_BYTES_S:
+                self.bytes_s = max(self.bytes_s, least)
         self._last = now
 
     def look(self) -> None:

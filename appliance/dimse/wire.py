@@ -17,7 +17,6 @@ from appliance.dimse.throughput import Meter
 from appliance.errors import DestinationRefused, RemoteProtocolError, TransientDeliveryError
 
 MIN_RATE = 1000  # bytes per second below which a peer counts as stuck
-IOV = 512  # parts per sendmsg; IOV_MAX is 1024
 _READER_SIZE = 1 << 16
 
 
@@ -72,6 +71,7 @@ class Wire:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self._target.congestion.encode())
 
     def send(self, parts: Sequence[bytes | memoryview]) -> None:
+        """All of them, a few at most."""
         views = [memoryview(part) for part in parts]
         if self._target.security is not None:  # TLS takes one piece, and copies it in any case
             views = [memoryview(b"".join(views))]
@@ -79,7 +79,7 @@ class Wire:
         first = 0
         while first < len(views):
             self._await(deadline, self._target.timeout_s)
-            sent = self._write(views[first : first + IOV])
+            sent = self._write(views[first:])
             while first < len(views) and sent >= len(views[first]):
                 sent -= len(views[first])
                 first += 1

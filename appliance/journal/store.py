@@ -156,6 +156,10 @@ class Journal:
         rows = self.query(sql, *parameters)
         return rows[0] if rows else None
 
+    def version(self) -> int:
+        """Another number than before, for this thread, once anybody has written; those of two threads say nothing."""
+        return int(self.query("PRAGMA data_version")[0][0])
+
     def checkpoint(self, *, restart: bool = False, truncate: bool = False) -> bool:
         """Move the WAL into the database, with the others all of it, so that nothing of it is needed any more.
 

@@ -173,7 +173,7 @@ def send(session: DimseSession, *items: Item) -> list[str]:
     sent = []
     for item, coming in zip(items, [*items[1:], None], strict=True):
         assert session.send(item, item.path) == ""
-        if coming and session.prepares:
+        if coming:
             session.prepare(coming, coming.path)
         sent.append(session.sent.transfer_syntax_uid if session.sent else item.transfer_syntax_uid)
     return sent

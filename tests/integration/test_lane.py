@@ -16,7 +16,8 @@ from appliance.journal.store import Journal
 from appliance.model import Owed, Urgency
 from appliance.ports import Outgoing, Turn, at_once
 from appliance.stages.forward import Lane, Outbox
-from appliance.stages.forward.desk import OLDEST_EVERY
+from appliance.stages.forward.desk import OLDEST_EVERY, SETTLE_AT_MOST
+from appliance.stages.forward.lane import CAUGHT_UP
 from tests.journals import CT_IMAGE, SERIES, arrival, events, open_journal, receive
 from tests.waiting import eventually
 
@@ -329,6 +330,32 @@ def test_what_was_sent_is_not_sent_again_while_the_journal_is_full(line: Line) -
     line.drain()
     assert line.pacs.got == ["1", "2"]
     assert line.deliveries() == [("delivered", "", 1)] * 2
+
+
+def test_no_more_than_so_many_are_sent_that_are_not_noted(line: Line) -> None:
+    """A restart would send them again. While nothing can be written, each more waits for another try to."""
+    line.owe(*[IMAGE] * (SETTLE_AT_MOST + 3))
+    line.journal._writer.execute("PRAGMA busy_timeout=1")
+    with closing(sqlite3.connect(line.journal.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        line.steps(SETTLE_AT_MOST - 1)
+        assert not line.lane.desk.is_behind
+        failed = line.logged.count("journal_full")
+        line.steps(3)
+        assert line.lane.desk.is_behind
+        assert line.logged.count("journal_full") >= failed + 3
+        other.execute("ROLLBACK")
+    line.drain()
+    assert line.deliveries() == [("delivered", "", 1)] * (SETTLE_AT_MOST + 3)
+
+
+def test_the_end_of_a_burst_is_noted_at_once(line: Line) -> None:
+    line.owe(*[IMAGE] * CAUGHT_UP)
+    line.steps(CAUGHT_UP)
+    assert line.lane.desk.noting_due_s() is not None
+    line.lane.wake()  # which would have it look for more, if it had just kept up
+    assert line.lane.step() > 0
+    assert line.lane.desk.noting_due_s() is None
 
 
 def test_a_session_is_used_again_while_it_fits_and_closed_when_idle(line: Line) -> None:

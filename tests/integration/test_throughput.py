@@ -1,6 +1,9 @@
 """What a connection knows of its line, by the kernel's counts, and what it lets wait."""
 
+import fcntl
 import socket
+import struct
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -9,9 +12,10 @@ from contextlib import closing, suppress
 import pytest
 from benchmarks.wan import ADDRESSES, FAR, NEAR, Shape, Wan, unavailable
 
-from appliance.dimse.throughput import LOSSY, UNSENT_S, Meter, counts
+from appliance.dimse.throughput import FIRST_PIECE, LOSSY, QUICK_BYTES_S, UNSENT_S, Meter, counts
 from tests.missing import missing
 from tests.thin_line import ThinLine
+from tests.waiting import eventually
 
 THIN = 400_000  # bytes a second
 
@@ -33,7 +37,7 @@ def taker() -> Iterator[int]:
 
 
 def drain(one: socket.socket) -> None:
-    with suppress(OSError):
+    with one, suppress(OSError):
         while one.recv(1 << 16):
             pass
 
@@ -59,6 +63,35 @@ def test_on_a_thin_line_little_waits_unsent(taker: int) -> None:
         assert 0.5 * THIN < meter.bytes_s < 2 * THIN
         # A segment of loopback is 64 kB: the kernel counts no finer.
         assert max(waited) <= UNSENT_S * 2 * THIN + (1 << 16)
+
+
+def small_object(connection: socket.socket, meter: Meter) -> None:
+    """Less than what a measurement takes; its answer has come."""
+    meter.begin()
+    connection.sendall(bytes(meter.piece_of(lambda wanted: wanted, 200_000)))
+    meter.look()
+    eventually(lambda: all_taken(connection))
+
+
+def all_taken(connection: socket.socket) -> bool:
+    unsent_or_under_way = struct.pack("i", 0)
+    return fcntl.ioctl(connection, termios.TIOCOUTQ, unsent_or_under_way) == struct.pack("i", 0)
+
+
+def test_small_objects_can_show_that_a_line_is_quick_but_not_that_it_is_slow(taker: int) -> None:
+    with closing(socket.create_connection(("127.0.0.1", taker))) as connection:
+        meter = Meter(connection)
+        for _ in range(3):
+            small_object(connection, meter)
+        assert meter.bytes_s > QUICK_BYTES_S
+        assert meter.piece > FIRST_PIECE
+    with ThinLine(taker, THIN) as line, closing(socket.create_connection(("127.0.0.1", line.port))) as connection:
+        meter = Meter(connection)
+        connection.sendall(bytes(1000))
+        for _ in range(2):
+            meter.begin()
+        assert meter.bytes_s == 0
+        assert meter.piece == FIRST_PIECE
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from appliance.stages.forward.turns import Turns
 from appliance.states import Event
 
 LINGER_S = 1.0
+SECOND = 2  # piece of an object: when it is asked for, the first one is on its way
 PROPOSE = 100  # deliveries looked at for the presentation contexts of a session
 LARGE = 4 << 20  # bytes that may take long to send: what was delivered before is noted first
 
@@ -30,6 +31,7 @@ class Bag:
     gauge: Gauge
     box: Outbox
     note: Callable[[], None]  #: has the desk write down what was settled, before something that may take long
+    note_soon: Callable[[], None]  #: has it done beside the sending
 
 
 @dataclass(slots=True)
@@ -37,6 +39,7 @@ class _Way:
     """The session that is open, with the presentation contexts it proposed."""
 
     session: Session
+    recodes: RecodingSession | None  #: the same, if it may
     stack: ExitStack
     proposed: frozenset[tuple[str, str]]
     used_at: float = field(default_factory=time.monotonic)
@@ -80,18 +83,18 @@ class Courier:
         try:
             with self._bag.turns.turn(delivery, lambda: way.session.bytes_s) as turn:
                 self._on_way(delivery)
-                warning = way.session.send(delivery, self._box.path(delivery.file), self._watched(way.session, turn))
+                warning = way.session.send(delivery, self._box.path(delivery.file), self._watched(way, turn))
         except ObjectRefused as error:
             self._settle(delivery, Event.REFUSE, Told(reason=str(error), started_tick=started))
         else:
             self._bag.gauge.sent(delivery.size, time.monotonic() - began, way.session.round_trip_s)
-            sent_as = way.session.sent if isinstance(way.session, RecodingSession) else None
+            sent_as = way.recodes.sent if way.recodes is not None else None
             self._settle(delivery, Event.DELIVER, Told(reason=warning, started_tick=started, sent_as=sent_as))
         way.used_at, way.taken = time.monotonic(), way.taken + 1
 
-    def _watched(self, session: Session, turn: Turn) -> Turn:
+    def _watched(self, way: _Way, turn: Turn) -> Turn:
         """Tells the gauge how long the object takes from its first byte on, not counting its waits."""
-        ahead, began = self._looking_ahead(session, turn), 0.0
+        session, ahead, began = way.session, self._looking_ahead(way.recodes, turn), 0.0
 
         def turn_and_tell(wanted: int) -> int:
             nonlocal began
@@ -104,24 +107,24 @@ class Courier:
 
         return turn_and_tell
 
-    def _looking_ahead(self, session: Session, turn: Turn) -> Turn:
-        """Has what comes next made ready while this object is sent, from when its first byte may go."""
-        if not isinstance(session, RecodingSession):
+    def _looking_ahead(self, session: RecodingSession | None, turn: Turn) -> Turn:
+        """Has what comes next made ready while the destination is busy with this object's first bytes."""
+        if session is None:
             return turn
-        looked = False
+        asked = 0
 
         def turn_and_look(wanted: int) -> int:
-            nonlocal looked
-            if not looked and session.prepares and (coming := self._bag.desk.peek(Urgency.IMAGE)):
+            nonlocal asked
+            asked += 1
+            if asked == SECOND and (coming := self._bag.desk.peek(Urgency.IMAGE)):
                 session.prepare(coming, self._box.path(coming.file))
-            looked = True
             return turn(wanted)
 
         return turn_and_look
 
     def _settle(self, delivery: Delivery, event: Event, told: Told) -> None:
         if self._bag.desk.settle(delivery, event, told):
-            self._bag.note()
+            (self._bag.note if self._bag.desk.is_behind else self._bag.note_soon)()
 
     def _is_there(self, delivery: Delivery) -> bool:
         with suppress(OSError):  # what cannot even be looked at cannot be sent
@@ -139,7 +142,8 @@ class Courier:
         stack = ExitStack()
         session = stack.enter_context(self._bag.destination.open(coming))
         proposed = frozenset((item.sop_class_uid, item.transfer_syntax_uid) for item in coming)
-        self._way = _Way(session=session, stack=stack, proposed=proposed)
+        recodes = session if isinstance(session, RecodingSession) else None
+        self._way = _Way(session=session, recodes=recodes, stack=stack, proposed=proposed)
         return self._way
 
     def linger_s(self) -> float | None:

@@ -36,6 +36,7 @@ class Crew:
         self._name, self._bag, self._stop_lane, self._going = name, bag, stop_lane, going
         self._stopping = threading.Event()
         self._expresses = [_Express(least) for least in EXPRESSES]
+        self._notes_due = threading.Event()
         self._images = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._hands = 0  # that were ever needed
@@ -58,7 +59,12 @@ class Crew:
 
     def stop(self) -> None:
         self._stopping.set()
+        self._notes_due.set()
         self.wake()
+
+    def note_soon(self) -> None:
+        """What was sent: a commit takes as long as an image."""
+        self._notes_due.set()
 
     def join(self) -> None:
         deadline = time.monotonic() + END_S
@@ -103,6 +109,7 @@ class Crew:
         if not self._threads:
             for express in self._expresses:
                 self._start(f"express-{express.least}", partial(self._carry_results, express))
+            self._start("notes", self._keep_notes)
         while images and self._hands < self._bag.gauge.wanted - 1:
             self._hands += 1
             self._start(f"images-{self._hands}", partial(self._carry_images, self._hands))
@@ -123,6 +130,11 @@ class Crew:
         thread = threading.Thread(target=guarded, name=f"lane-{self._name}-{name}", daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def _keep_notes(self) -> None:
+        while self._notes_due.wait() and not self._stopping.is_set():
+            self._notes_due.clear()
+            self._bag.desk.note()
 
     def _carry_results(self, express: _Express) -> None:
         def rests_s() -> float:

@@ -12,10 +12,11 @@ from appliance.errors import OutOfResources
 from appliance.journal import outbox
 from appliance.journal.outbox import Settlement
 from appliance.model import Delivery, Sent, Urgency
+from appliance.stages.forward.coming import Coming
 from appliance.stages.forward.context import Outbox
 from appliance.states import Event
 
-SETTLE_BATCH = 64
+SETTLE_BATCH, SETTLE_AT_MOST = 64, 128
 SETTLE_WITHIN_S = 0.05
 OLDEST_EVERY = 16  # every so many sends the longest waiting goes first, whatever its urgency
 
@@ -43,6 +44,7 @@ class Desk:
 
     def __init__(self, name: str, box: Outbox) -> None:
         self._name, self._box = name, box
+        self._coming = Coming(name, box.journal)
         self._lock = threading.Lock()
         self._noting = threading.Lock()
         self._claimed: set[int] = set()
@@ -72,7 +74,7 @@ class Desk:
         found = None
         if least is Urgency.IMAGE and self._picks % OLDEST_EVERY == OLDEST_EVERY - 1:
             found = outbox.oldest_queued(self._box.journal, self._name, skip=skip)
-        found = found or next(iter(outbox.next_queued(self._box.journal, self._name, 1, skip=skip)), None)
+        found = found or self._coming.next(skip)
         return found if found is not None and found.urgency <= least else None
 
     def coming(self, count: int) -> list[Delivery]:
@@ -129,6 +131,11 @@ class Desk:
                 )
             )
             return len(self._unsettled) >= SETTLE_BATCH or self._noting_due_s() <= 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much is not noted that no more should be sent before: a restart sends it again."""
+        return len(self._unsettled) >= SETTLE_AT_MOST
 
     def noting_due_s(self) -> float | None:
         """Seconds until what was sent must be noted; None: all is."""

@@ -19,6 +19,8 @@ from appliance.stages.forward.timetable import Timetable
 from appliance.stages.forward.turns import Turns
 from appliance.wakeup import SLOW_POLL_S
 
+CAUGHT_UP = 8  # objects in a row: who had so many to send does not just keep up with a scanner
+
 
 class Lane:
     """`run` in a thread of its own; `wake` and `stop` from others."""
@@ -39,6 +41,7 @@ class Lane:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._failures = 0
+        self._in_a_row = 0  # objects that went without a pause
         self._suspended = 0  # waits of a suspended lane since the destination last took something
         self._was_unreachable = False
         self.desk = Desk(name, box)
@@ -51,6 +54,7 @@ class Lane:
             gauge=self._gauge,
             box=box,
             note=self.note,
+            note_soon=self._note_soon,
         )
         self._courier = Courier(bag, self._on_way)
         self._crew = Crew(name, bag, self.stop, self._is_well)
@@ -115,6 +119,7 @@ class Lane:
             self.desk.give_back(delivery)
             raise
         self._failures = self._suspended = 0
+        self._in_a_row += 1
         self._crew.first_through()
         return 0.0
 
@@ -137,8 +142,9 @@ class Lane:
 
     def _rest(self) -> float:
         """Nothing to send: note what was sent, and after a while close the session."""
-        if self._more_comes_soon():
+        if self._in_a_row < CAUGHT_UP and self._more_comes_soon():
             return 0.0
+        self._in_a_row = 0
         self.note()
         if not self._crew.busy:
             self._gauge.rest()
@@ -157,6 +163,7 @@ class Lane:
         """Whether new work comes while what was sent may still wait to be noted: a lane that keeps up with a scanner
         would otherwise sync the journal once an image, and hold up every acknowledgement.
         """
+        self._in_a_row = 0
         left = self.desk.noting_due_s()
         if left is None or left <= 0 or not self._wake.wait(left):
             return False
@@ -227,6 +234,9 @@ class Lane:
         """Write down what was sent; not for long when the journal is full."""
         if not self.desk.note():
             self._hold_back(self._box.backoff(1))
+
+    def _note_soon(self) -> None:
+        self._crew.note_soon()
 
     def _turn(self, state: str, reason: str) -> None:
         if (state, reason) != (self.state, self.reason):
