@@ -68,6 +68,12 @@ class Site:
     def has(self, uid: str) -> bool:
         return any(one.sop_instance_uid == uid for one in self.pacs.received())
 
+    def owed(self) -> int:
+        """Deliveries that are not noted as sent."""
+        row = self.journal.one("SELECT count(*) FROM delivery WHERE state='queued'")
+        assert row is not None
+        return int(row[0])
+
     def order(self) -> list[str]:
         return [one.sop_instance_uid for one in self.pacs.received()]
 
@@ -310,6 +316,7 @@ def test_more_associations_are_opened_where_more_goes_through(site: Site) -> Non
     lane = site.lane(associations=4)
     with running(lane):
         eventually(site.is_whole, 20.0, "all is there")
+        eventually(lambda: not site.owed(), 0.5, "and noted")
     assert 2 <= site.line.most_open <= 5  # one of them may be for results
     assert site.once_each()
 

@@ -179,11 +179,16 @@ class Crew:
         return not self._stopping.is_set()  # it may have taken longer than the journal stays open
 
     def _carry_images(self, number: int) -> None:
-        courier = Courier(self._bag, self.under_way)
+        courier, carried = Courier(self._bag, self.under_way), False
         try:
             while not self._stopping.is_set():
-                if not self._assist(courier, number):
-                    self._rest(courier)
+                if self._assist(courier, number):
+                    carried = True
+                    continue
+                if carried:  # the lane's own may have come to rest before
+                    self.note_soon()
+                carried = False
+                self._rest(courier)
         finally:
             courier.close()
 
