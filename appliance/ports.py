@@ -86,6 +86,11 @@ class RecodingSession(Protocol):
         """What the last `send` sent instead of the object as it is stored; None: just that."""
         ...
 
+    @property
+    def weighs_line(self) -> bool:
+        """Whether what it sends depends on how quick the line is, and that is not known yet: one object first, then."""
+        ...
+
     def prepare(self, item: Outgoing, path: Path) -> None:
         """What comes next: begin with what takes time before it is sent; waits for nothing. It may never be sent."""
         ...

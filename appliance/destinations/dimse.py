@@ -168,6 +168,11 @@ class DimseSession:
             self.sent = Sent(transfer_syntax_uid=outgoing.transfer_syntax_uid, size=outgoing.size)
         return text
 
+    @property
+    def weighs_line(self) -> bool:
+        """See ports.RecodingSession."""
+        return self._reencoder is not None and self._reencoder.compresses and not self.bytes_s
+
     def prepare(self, item: Outgoing, path: Path) -> None:
         """See ports.RecodingSession."""
         if (item.sop_class_uid, item.transfer_syntax_uid) not in self._proposed:

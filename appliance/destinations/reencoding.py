@@ -79,6 +79,11 @@ class Reencoder:
                 more += [(sop_class, one) for one in PLAIN]
         return more
 
+    @property
+    def compresses(self) -> bool:
+        """Where the line is thin."""
+        return bool(self._rules.compress)
+
     def opened(self) -> None:
         with self._lock:
             self._sessions += 1

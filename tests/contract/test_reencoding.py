@@ -274,7 +274,9 @@ def test_over_a_thin_line_images_go_compressed(
     items = [image(tmp_path, number, size=256) for number in range(6)]
     place = start(option)
     with ThinLine(place.port, THIN) as line, place.node(COMPRESS, make(), line.port).open(items) as session:
+        assert session.weighs_line
         sent = send(session, *items)
+        assert not session.weighs_line
         assert session.sent is not None
         assert session.sent.size < items[-1].size * 0.7
     assert sent[0] == ExplicitVRLittleEndian  # nothing was measured yet

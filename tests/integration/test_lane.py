@@ -35,12 +35,13 @@ class Pacs:
     opened: list[set[str]] = field(default_factory=list)  #: the SOP classes proposed
     probed: int = 0
     open_now: int = 0
+    kind: "type[Association] | None" = None
 
     def open(self, items: Sequence[Outgoing]) -> "Association":
         if self.down:
             raise self.down.pop(0)
         self.opened.append({item.sop_class_uid for item in items})
-        return Association(self)
+        return (self.kind or Association)(self)
 
     def probe(self) -> None:
         self.probed += 1
@@ -79,6 +80,21 @@ class Association:
         raise fate
 
 
+class FarAssociation(Association):
+    """A round trip is long, and what is sent may be sent compressed."""
+
+    round_trip_s = 0.1
+    weighs_line = False
+    sent = None
+
+    def prepare(self, item: Outgoing, path: Path) -> None:
+        pass
+
+
+class UnsureAssociation(FarAssociation):
+    weighs_line = True
+
+
 @dataclass
 class Line:
     """A journal with things owed to one PACS, and a lane to it."""
@@ -94,7 +110,7 @@ class Line:
     def __post_init__(self) -> None:
         self.lane = self.new_lane()
 
-    def new_lane(self) -> Lane:
+    def new_lane(self, associations: int = 1) -> Lane:
         box = Outbox(
             journal=self.journal,
             path=lambda file: self.folder / file,
@@ -102,7 +118,7 @@ class Line:
             changed=lambda: self.states.append(self.lane.state),
             backoff=lambda _: self.pause_s,
         )
-        self.lanes.append(Lane("pacs", self.pacs, box))
+        self.lanes.append(Lane("pacs", self.pacs, box, associations))
         return self.lanes[-1]
 
     def close(self) -> None:
@@ -356,6 +372,19 @@ def test_the_end_of_a_burst_is_noted_at_once(line: Line) -> None:
     line.lane.wake()  # which would have it look for more, if it had just kept up
     assert line.lane.step() > 0
     assert line.lane.desk.noting_due_s() is None
+
+
+@pytest.mark.parametrize(("kind", "together"), [(FarAssociation, 4), (UnsureAssociation, 1)])
+def test_where_the_line_decides_what_is_sent_one_object_tells_of_it_first(
+    line: Line, kind: type[Association], together: int
+) -> None:
+    """Over a long way all associations begin at once, else."""
+    line.pacs.kind = kind
+    line.lane = line.new_lane(4)
+    line.owe(IMAGE)
+    line.steps(1)
+    assert line.pacs.got == ["1"]
+    assert line.lane.facts["associations"] == together
 
 
 def test_a_session_is_used_again_while_it_fits_and_closed_when_idle(line: Line) -> None:

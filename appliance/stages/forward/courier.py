@@ -78,7 +78,8 @@ class Courier:
         way = self.open_for(delivery)
         if delivery.size > LARGE:
             self._bag.note()
-        self._bag.gauge.starts(way.session.round_trip_s)
+        if way.recodes is None or not way.recodes.weighs_line:
+            self._bag.gauge.starts(way.session.round_trip_s)
         started, began = self._box.journal.clock.tick(), time.monotonic()
         try:
             with self._bag.turns.turn(delivery, lambda: way.session.bytes_s) as turn:
