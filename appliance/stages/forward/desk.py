@@ -16,7 +16,7 @@ from appliance.stages.forward.coming import Coming
 from appliance.stages.forward.context import Outbox
 from appliance.states import Event
 
-SETTLE_BATCH, SETTLE_AT_MOST = 64, 128
+SETTLE_BATCH, SETTLE_AT_MOST = 32, 64
 SETTLE_WITHIN_S = 0.05
 OLDEST_EVERY = 16  # every so many sends the longest waiting goes first, whatever its urgency
 
