@@ -36,6 +36,7 @@ class Pacs:
     probed: int = 0
     open_now: int = 0
     kind: "type[Association] | None" = None
+    prepared: list[str] = field(default_factory=list)
 
     def open(self, items: Sequence[Outgoing]) -> "Association":
         if self.down:
@@ -88,7 +89,7 @@ class FarAssociation(Association):
     sent = None
 
     def prepare(self, item: Outgoing, path: Path) -> None:
-        pass
+        self._pacs.prepared.append(path.read_bytes().decode().rpartition(".")[2])
 
 
 class UnsureAssociation(FarAssociation):
@@ -372,6 +373,14 @@ def test_the_end_of_a_burst_is_noted_at_once(line: Line) -> None:
     line.lane.wake()  # which would have it look for more, if it had just kept up
     assert line.lane.step() > 0
     assert line.lane.desk.noting_due_s() is None
+
+
+def test_what_comes_next_is_made_ready_though_each_goes_in_one_piece(line: Line) -> None:
+    line.pacs.kind = FarAssociation
+    line.owe(IMAGE, IMAGE, IMAGE, IMAGE)
+    line.drain()
+    assert line.pacs.got == ["1", "2", "3", "4"]
+    assert line.pacs.prepared == ["3", "4"]  # that they do was not known of the first
 
 
 @pytest.mark.parametrize(("kind", "together"), [(FarAssociation, 4), (UnsureAssociation, 1)])

@@ -44,6 +44,7 @@ class _Way:
     proposed: frozenset[tuple[str, str]]
     used_at: float = field(default_factory=time.monotonic)
     taken: int = 0  #: objects that were answered
+    short: bool = False  #: the last one went in one piece
 
 
 class Courier:
@@ -95,7 +96,7 @@ class Courier:
 
     def _watched(self, way: _Way, turn: Turn) -> Turn:
         """Tells the gauge how long the object takes from its first byte on, not counting its waits."""
-        session, ahead, began = way.session, self._looking_ahead(way.recodes, turn), 0.0
+        session, ahead, began = way.session, self._looking_ahead(way, turn), 0.0
 
         def turn_and_tell(wanted: int) -> int:
             nonlocal began
@@ -108,16 +109,17 @@ class Courier:
 
         return turn_and_tell
 
-    def _looking_ahead(self, session: RecodingSession | None, turn: Turn) -> Turn:
+    def _looking_ahead(self, way: _Way, turn: Turn) -> Turn:
         """Has what comes next made ready while the destination is busy with this object's first bytes."""
+        session, look_at, asked = way.recodes, 1 if way.short else SECOND, 0
         if session is None:
             return turn
-        asked = 0
 
         def turn_and_look(wanted: int) -> int:
             nonlocal asked
             asked += 1
-            if asked == SECOND and (coming := self._bag.desk.peek(Urgency.IMAGE)):
+            way.short = asked < SECOND
+            if asked == look_at and (coming := self._bag.desk.peek(Urgency.IMAGE)):
                 session.prepare(coming, self._box.path(coming.file))
             return turn(wanted)
 
