@@ -89,7 +89,8 @@ class FarAssociation(Association):
     sent = None
 
     def prepare(self, item: Outgoing, path: Path) -> None:
-        self._pacs.prepared.append(path.read_bytes().decode().rpartition(".")[2])
+        assert path.is_file()
+        self._pacs.prepared.append(item.sop_instance_uid.rpartition(".")[2])
 
 
 class UnsureAssociation(FarAssociation):
