@@ -12,7 +12,7 @@ from appliance.model import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 
 PREAMBLE = 128
 _SEALED = b"SCANSIDE"
-_SEAL = struct.Struct(">8sQ32s")  # the word, bytes of the data set, their SHA-256
+_SEAL = struct.Struct(">8sQ32s")  # the word, bytes of the data set, their digest
 _LONG = (b"OB", b"UN", b"UT", b"OW")  # VRs with 32 bits of length that may stand in group 0002
 _LONGEST = 1 << 16  # bytes of group 0002 that are read back
 
@@ -40,7 +40,7 @@ def file_head(
 
 
 def make_seal(size: int, digest: bytes) -> bytes:
-    """The first bytes of a file whose data set was written to its end: how long it is, and its SHA-256."""
+    """The first bytes of a file whose data set was written to its end: how long it is, and its digest."""
     return _SEAL.pack(_SEALED, size, digest)
 
 

@@ -99,7 +99,7 @@ class Arrival:
     sop_class_uid: str  #: of the C-STORE command
     sop_instance_uid: str
     transfer_syntax_uid: str
-    digest: bytes  #: SHA-256 of the data set as received, File Meta excluded
+    digest: bytes  #: of the data set as received (appliance/digest.py)
     size: int  #: bytes of the data set
     file: str  #: name in the spool, relative
     calling_ae: str

@@ -6,7 +6,6 @@ directory entry is synced, of some files together before they are needed, and th
 the latch is set, all processes see it, nothing is acknowledged until a start has proved the disk anew (P1).
 """
 
-import hashlib
 import os
 import re
 from collections import deque
@@ -15,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.digest import DataSetDigest
 from appliance.disk import FOLDER, begin_write_back, make_folder, refusal, sync_folder, wait_for_write_back, write_all
 from appliance.errors import OutOfResources, StoreFailed
 from appliance.latch import Instant, Latch
@@ -43,12 +43,12 @@ class Incoming:
         self.name = name
         self.size = 0
         self._path = folder / name
-        self._digest = hashlib.sha256()
+        self._digest = DataSetDigest()
         self._flushed = self._waited = 0  # bytes that were begun to be written back, and that have been
         self.data_set_offset = len(head)
         self._fd = -1
         try:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
             write_all(self._fd, [memoryview(head)])
         except OSError as error:
             if self._fd >= 0:
@@ -56,12 +56,13 @@ class Incoming:
             raise refusal(error, f"cannot write {name}") from error
 
     @property
-    def path(self) -> Path:
-        return self._path
+    def fd(self) -> int:
+        """To read back what was written, until `finish` or `discard`."""
+        return self._fd
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the data set so far."""
+        """Of the data set so far."""
         return self._digest.digest()
 
     def write(self, views: Sequence[memoryview]) -> None:

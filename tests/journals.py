@@ -1,10 +1,10 @@
 """Journals, arrivals and clocks for tests."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from appliance.digest import digest_of
 from appliance.journal.inbox import Recorded, record
 from appliance.journal.store import Journal
 from appliance.model import Arrival, Header, Owed, Urgency
@@ -41,7 +41,7 @@ def arrival(number: int, content: bytes | None = None, header: dict[str, Any] | 
         "sop_class_uid": CT_IMAGE,
         "sop_instance_uid": uid,
         "transfer_syntax_uid": EXPLICIT,
-        "digest": hashlib.sha256(data).digest(),
+        "digest": digest_of(data),
         "size": len(data),
         "file": f"received/000000/{number:09d}.dcm",
         "calling_ae": "CT01",

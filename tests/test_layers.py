@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = (
     "errors",
     "model states certificates",
-    "ports config engine_package engine_manifest engine_ops routing disk backoff latch",
+    "ports config engine_package engine_manifest engine_ops routing disk digest backoff latch",
     "journal spool file_head wakeup life logs dimse imaging phantom",
     "stages runtimes destinations scanner",
     "board watch",
@@ -40,6 +40,7 @@ FENCES = {
     "systemd": ("daemon",),
     "httpx": ("destinations.stow_wire",),
     "httpcore": ("destinations.stow_wire",),
+    "blake3": ("digest",),
     "pickle": (),
 }
 

@@ -5,7 +5,6 @@ says so, and is not written over. DICOMDIR comes last. Whatever else ends an exp
 """
 
 import errno
-import hashlib
 import os
 import secrets
 import shutil
@@ -14,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from appliance.destinations.file_set import WANTED, Directory, Member
+from appliance.digest import DataSetDigest
 from appliance.dimse.header import Part10, part10, read_values
 from appliance.disk import sync_folder, write_all
 from appliance.errors import ScansideError
@@ -201,7 +201,7 @@ def _copy(one: Instance, stored: Part10, target: Path) -> None:
 
 
 def _pour(one: Instance, stored: Part10, source: int, fd: int) -> None:
-    digest, at = hashlib.sha256(), stored.data_set_offset
+    digest, at = DataSetDigest(), stored.data_set_offset
     try:
         head = clean_head(os.pread(source, at, 0))
     except ValueError as error:

@@ -174,8 +174,14 @@ def walk_to_end(path: Path, offset: int, transfer_syntax_uid: str) -> bool:
 
 
 def _reader(fd: int, offset: int) -> Read:
+    """Of a file that nobody writes to meanwhile: what was read last is not read again."""
+    held, begin = b"", 0
+
     def read(at: int, size: int) -> bytes:
-        return os.pread(fd, size, offset + at)
+        nonlocal held, begin
+        if at < begin or at + size > begin + len(held):
+            held, begin = os.pread(fd, max(size, _CHUNK), offset + at), at
+        return held[at - begin : at - begin + size]
 
     return read
 
@@ -209,6 +215,7 @@ class _Layout:
 
     parse: _ParseHeader
     nested_unknown: _ParseHeader  #: inside a UN of undefined length, which is implicit (PS3.5 6.2.2)
+    short: struct.Struct | None = None  #: group, element, VR, length of those with a VR in _SHORT_VRS: most by far
 
     @staticmethod
     def of(transfer_syntax_uid: str, first: bytes) -> "_Layout":
@@ -252,8 +259,8 @@ def _implicit() -> _ParseHeader:
 
 
 _IMPLICIT = _Layout(_implicit(), _implicit())
-_EXPLICIT = _Layout(_explicit("<"), _IMPLICIT.parse)
-_BIG_ENDIAN = _Layout(_explicit(">"), _IMPLICIT.parse)
+_EXPLICIT = _Layout(_explicit("<"), _IMPLICIT.parse, struct.Struct("<HH2sH"))
+_BIG_ENDIAN = _Layout(_explicit(">"), _IMPLICIT.parse, struct.Struct(">HH2sH"))
 
 
 def _top_level(read: Read, layout: _Layout, max_elements: int, at: int = 0) -> Iterator[tuple[int, int, int]]:
@@ -263,11 +270,19 @@ def _top_level(read: Read, layout: _Layout, max_elements: int, at: int = 0) -> I
     walked level by level on a stack of our own: (parser to return to, whether the level is an item).
     """
     parse, levels = layout.parse, list[tuple[_ParseHeader, bool]]()
-    buffer, base = b"", at
+    short = layout.short
+    buffer, base, last = b"", at, -1  # the last position in the buffer where a whole header must be
     outer = (0, 0)
     for _ in range(max_elements):
-        if not 0 <= at - base <= len(buffer) - 12:
+        if not base <= at <= base + last:
             buffer, base = read(at, _CHUNK), at
+            last = len(buffer) - 12
+        if short is not None and last >= 0 and not levels:  # one step for nearly all: each image is read
+            group, element, vr, length = short.unpack_from(buffer, at - base)
+            if vr in _SHORT_VRS and group != 0xFFFE:
+                start, at = at + 8, at + 8 + length
+                yield group << 16 | element, start, at
+                continue
         found = parse(buffer, at - base)
         if found is None:
             return

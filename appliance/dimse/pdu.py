@@ -8,8 +8,8 @@ the cap on a command set are the caller's.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from appliance.errors import RemoteProtocolError
 
@@ -35,19 +35,17 @@ class PduType(IntEnum):
     ABORT = 7
 
 
-_TYPES = tuple(PduType)
+_TYPES = {type_.value: type_ for type_ in PduType}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Control:
+class Control(NamedTuple):
     """A PDU other than P-DATA, whole; `body` is what follows its six-byte header."""
 
     type: PduType
     body: memoryview
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fragment:
+class Fragment(NamedTuple):
     """A piece of a PDV. The command or data set ends where `whole` and `is_last` are both true."""
 
     context_id: int
@@ -129,9 +127,9 @@ class PduReader:
 
     def _begin_pdu(self) -> None:
         number, length = _PDU_HEADER.unpack(self._take(_PDU_HEADER.size))
-        if number not in _TYPES:
+        type_ = _TYPES.get(number)
+        if type_ is None:
             raise RemoteProtocolError("not a DICOM upper layer PDU")
-        type_ = PduType(number)
         if type_ is PduType.P_DATA:
             if length > self._max_pdu + TOLERANCE:
                 raise RemoteProtocolError(f"P-DATA PDU of {length} bytes, {self._max_pdu} are allowed")

@@ -23,6 +23,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 from pynetdicom.transport import ThreadedAssociationServer
 
+from appliance.digest import digest_of
 from appliance.dimse.sop_classes import VERIFICATION, storage_sop_classes
 
 Answer = int | Literal["abort"]
@@ -40,6 +41,7 @@ class Received:
     sop_instance_uid: str
     sop_class_uid: str
     sha256: str  #: of the data set
+    digest: str  #: of it, as the journal takes it, in hex
     path: Path  #: a Part 10 file
     transfer_syntax_uid: str
     times: int
@@ -160,6 +162,7 @@ class SmallPacs:
             sop_instance_uid=uid,
             sop_class_uid=str(request.AffectedSOPClassUID),
             sha256=hashlib.sha256(data).hexdigest(),
+            digest=digest_of(data).hex(),
             path=path,
             transfer_syntax_uid=str(event.context.transfer_syntax),
             times=1,

@@ -51,21 +51,21 @@ def record(
 
 
 def _record(tx: Transaction, arrival: Arrival, owed: Sequence[Owed], holds: Holds) -> Recorded:
-    known = tx.sql(
-        "SELECT id FROM instance WHERE sop_instance_uid=? AND digest=? AND transfer_syntax_uid=?",
-        (arrival.sop_instance_uid, arrival.digest, arrival.transfer_syntax_uid),
-    ).fetchone()
+    namesakes = tx.sql(
+        "SELECT id, digest, transfer_syntax_uid, study_instance_uid, series_instance_uid FROM instance"
+        " WHERE sop_instance_uid=?",
+        (arrival.sop_instance_uid,),
+    ).fetchall()
+    same = (arrival.digest, arrival.transfer_syntax_uid)
+    known = next((row for row in namesakes if (row["digest"], row["transfer_syntax_uid"]) == same), None)
     if known is None:
-        return _new(tx, arrival, owed)
+        return _new(tx, arrival, owed, namesakes)
     return _repeat(tx, arrival, owed, known["id"], redundant=_is_held(tx, known["id"], holds))
 
 
-def _new(tx: Transaction, arrival: Arrival, owed: Sequence[Owed]) -> Recorded:
+def _new(tx: Transaction, arrival: Arrival, owed: Sequence[Owed], others: Sequence[sqlite3.Row]) -> Recorded:
+    """`others`: instances of the same UID, with other bytes."""
     header = arrival.header
-    others = tx.sql(
-        "SELECT study_instance_uid, series_instance_uid FROM instance WHERE sop_instance_uid=?",
-        (arrival.sop_instance_uid,),
-    ).fetchall()
     instance = insert_instance(
         tx,
         origin=Origin.RECEIVED,
@@ -98,7 +98,8 @@ def _new(tx: Transaction, arrival: Arrival, owed: Sequence[Owed]) -> Recorded:
         insert_delivery(tx, instance, arrival.size, delivery)
     if header.series_instance_uid:
         here = (header.study_instance_uid, header.series_instance_uid)
-        _arrived_in_series(tx, arrival, known_uid=any(tuple(row) == here for row in others))
+        known = any((row["study_instance_uid"], row["series_instance_uid"]) == here for row in others)
+        _arrived_in_series(tx, arrival, known_uid=known)
     return Recorded(instance_id=instance, redundant=False)
 
 

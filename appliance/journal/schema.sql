@@ -14,7 +14,7 @@ CREATE TABLE instance (
     sop_class_uid TEXT NOT NULL,
     sop_instance_uid TEXT NOT NULL,
     transfer_syntax_uid TEXT NOT NULL,
-    digest BLOB NOT NULL,           -- SHA-256 of the data set
+    digest BLOB NOT NULL,           -- BLAKE3 of the data set
     size INTEGER NOT NULL,          -- bytes of the data set
     study_instance_uid TEXT NOT NULL,   -- '' = unsorted
     series_instance_uid TEXT NOT NULL,

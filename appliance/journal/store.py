@@ -21,11 +21,12 @@ from uuid import uuid4
 from appliance.errors import OutOfResources, StoreFailed
 from appliance.journal.clock import Clock, boot_id, boot_time_ms
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 BUSY_MS = 10_000
 CHECKPOINT_MS = 200  # a checkpoint of all holds all writers up while it waits for readers
 _WAL_INDEX = struct.Struct("=14xHI76xI")  # page size, frames, and how many of them are in the database
 _FRAME_HEADER = 24
+_as_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ class Transaction:
                 subject.study_instance_uid,
                 subject.series_instance_uid,
                 subject.sop_instance_uid,
-                json.dumps(detail, separators=(",", ":")),
+                _as_json(detail),
             ),
         )
 
@@ -90,6 +91,7 @@ class Journal:
         self.process = process
         self._on_full = on_full
         self._failed = ""
+        self._durable = True  # as `_connect` has it: how the writer commits
         self._closed = False
         self._turn = threading.Lock()
         self._local = threading.local()
@@ -116,7 +118,9 @@ class Journal:
             if self._failed:
                 raise StoreFailed(self._failed)
             try:
-                self._writer.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                if durable is not self._durable:
+                    self._writer.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                    self._durable = durable
                 self._writer.execute("BEGIN IMMEDIATE")
                 tx = Transaction(self._writer, self.process, self.clock)
                 yield tx

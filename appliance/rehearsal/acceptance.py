@@ -153,7 +153,7 @@ def _judge(ground: Ground, drill: Drill, material: Material, course: _Course) ->
     images = [uid for uid in material.digests if uid in received]
     missing = len(material.digests) - len(images) + sum(uid not in received for uid in results)
     altered = sum(received[uid].sha256 not in material.digests[uid] for uid in images)
-    altered += sum(received[uid].sha256 != digest for uid, digest in results.items() if uid in received)
+    altered += sum(received[uid].digest != digest for uid, digest in results.items() if uid in received)
     mine = [received[uid] for uid in (*material.digests, *results) if uid in received]
     last_ms = max((ground.place.pacs.arrived_ms[one.sop_instance_uid] for one in mine), default=course.healed_ms)
     faults = list(course.faults)
@@ -179,7 +179,7 @@ def _judge(ground: Ground, drill: Drill, material: Material, course: _Course) ->
 
 
 def _results(journal: Journal, material: Material) -> dict[str, str]:
-    """SOP Instance UID -> SHA-256 of the data set as it was built."""
+    """SOP Instance UID -> digest of the data set as it was built, in hex."""
     return {
         row["sop_instance_uid"]: row["digest"].hex()
         for study in material.studies

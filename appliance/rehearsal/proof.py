@@ -66,7 +66,7 @@ def _result(engine: str, built: Instance, held: Received | None) -> ResultProof:
         sop_instance_uid=built.sop_instance_uid,
         size=built.size,
         path=held.path if held else None,
-        byte_identical=held is not None and held.sha256 == built.digest.hex(),
+        byte_identical=held is not None and held.digest == built.digest.hex(),
     )
 
 

@@ -9,10 +9,10 @@ seal was promised to somebody, however malformed: it is kept and delivered, as a
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
+from appliance.digest import digest_of_rest
 from appliance.dimse.header import Part10, part10, read_header, walk_to_end
 from appliance.disk import SHORTAGE, forget_pages
 from appliance.errors import StoreFailed
@@ -160,7 +160,7 @@ def _checked(path: Path) -> tuple[Part10, bytes]:
 def _digest(stored: Part10) -> bytes:
     with stored.path.open("rb") as file:
         file.seek(stored.data_set_offset)
-        return file_digest(file, "sha256").digest()
+        return digest_of_rest(file)
 
 
 def _restored(recovery: Recovery, file: str, quarantined: list[str]) -> Restored | None:

@@ -131,7 +131,7 @@ def _quick_cells(ct: Images, tls: Credentials) -> Iterator[Measurement]:
 def _cells(ct: Images, cr: Images, tls: Credentials) -> Iterator[Measurement]:
     everybody = tuple(receivers())
     able = tuple(receiver.name for receiver in receivers().values() if receiver.tls)
-    for images, rounds in ((ct, 7), (cr, 5)):
+    for images, rounds in ((ct, 5), (cr, 3)):
         for nodelay in (False, True):
             for associations in (1, 4):
                 yield Cell(images=images, associations=associations, nodelay=nodelay), everybody, rounds

@@ -52,11 +52,12 @@ class LateName(Incoming):
         (folder / part).touch()
         super().__init__(folder, part, head)
         self.name = name
+        self._part = folder / part
         self._final = folder / name
 
     def finish(self) -> None:
         super().finish()
-        self.path.rename(self._final)
+        self._part.rename(self._final)
 
 
 class LateNameSynced(LateName):

@@ -5,7 +5,6 @@ import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from appliance import engine_package
 from appliance.config import Config
+from appliance.digest import digest_of
 from appliance.engine_package import EnginePackage
 from appliance.errors import OutOfResources, RuntimeCancelled, RuntimeFailed
 from appliance.imaging.reading import ImageReader, InProcess
@@ -168,7 +168,7 @@ class Rig:
             file=file,
             sop_instance_uid=dataset.SOPInstanceUID,
             sop_class_uid=str(dataset.SOPClassUID),
-            digest=sha256(content).digest(),
+            digest=digest_of(content),
         )
         receive(self.journal, one)
 

@@ -1,6 +1,5 @@
 """The commands on a real journal and spool, as an operator types them: what is said, what is done, and exit codes."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from appliance.cli.situation import AWAITED_MS, attentions, look
 from appliance.cli.tables import Output
 from appliance.config import load
 from appliance.daemon import sole_owner
+from appliance.digest import digest_of
 from appliance.dimse.small_pacs import ScriptedPacs
 from appliance.file_head import file_head
 from appliance.journal import inbox, outbox, performed
@@ -100,7 +100,7 @@ class Site:
             file.write_bytes(file_head(CT_IMAGE, f"{SERIES}.{number}", EXPLICIT, "CT01") + data)
             came = arrival(number, data)
             inbox.record(journal, [came], lambda _: [owed])
-            assert came.digest == hashlib.sha256(data).digest()
+            assert came.digest == digest_of(data)
         journal.close()
 
     def refuse(self, reason: str) -> None:

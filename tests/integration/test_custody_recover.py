@@ -50,10 +50,11 @@ def recovered(tmp_path: Path, *files: bytes) -> tuple[Recovered, list[tuple[str,
         file.write([memoryview(content)])
         file.seal(make_seal(file.size, file.digest))
         file.finish()
+        path = received.path(file.name)
         if number == 2:
-            os.truncate(file.path, file.path.stat().st_size - 1)
+            os.truncate(path, path.stat().st_size - 1)
         if number == 3:
-            with file.path.open("r+b") as torn:
+            with path.open("r+b") as torn:
                 torn.seek(-4, os.SEEK_END)
                 torn.write(bytes(4))
     journal = Journal(tmp_path / "j", "recover")

@@ -246,7 +246,7 @@ def test_another_schema_is_refused_and_named(tmp_path: Path) -> None:
     Journal(tmp_path / "j", "test").close()
     with closing(sqlite3.connect(tmp_path / "j")) as other, other:
         other.execute("UPDATE meta SET value='99' WHERE key='schema'")
-    with pytest.raises(StoreFailed, match="schema 99, this version needs 3"):
+    with pytest.raises(StoreFailed, match="schema 99, this version needs 4"):
         Journal(tmp_path / "j", "test")
 
 

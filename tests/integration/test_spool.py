@@ -4,13 +4,13 @@ import errno
 import os
 import re
 import textwrap
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
 import pydicom
 import pytest
 
+from appliance.digest import digest_of
 from appliance.errors import OutOfResources, StoreFailed
 from appliance.file_head import Seal, file_head, make_seal, read_file_head, read_seal
 from appliance.spool import FILES_PER_FOLDER, Incoming, Reserve, Spool
@@ -72,7 +72,7 @@ def test_a_file_is_what_was_received_under_a_head_of_ours(spool: Spool) -> None:
     assert incoming.size == len(content)
     stored = spool.path(incoming.name).read_bytes()
     assert stored[incoming.data_set_offset :] == content
-    assert read_seal(spool.path(incoming.name)) == Seal(size=len(content), digest=sha256(content).digest())
+    assert read_seal(spool.path(incoming.name)) == Seal(size=len(content), digest=digest_of(content))
     assert stored[48:128] == bytes(80)
     dataset = pydicom.dcmread(spool.path(incoming.name))
     assert dataset.SOPInstanceUID == dataset.file_meta.MediaStorageSOPInstanceUID == f"{SERIES}.1"

@@ -74,6 +74,7 @@ def held_by_pacs(uid: str, sha256: str, times: int = 1) -> Received:
         sop_instance_uid=uid,
         sop_class_uid=CT_IMAGE,
         sha256=sha256,
+        digest=sha256,
         path=Path(f"{uid}.dcm"),
         transfer_syntax_uid=EXPLICIT,
         times=times,

@@ -23,11 +23,15 @@ STUCK_S = 60.0
 class _Waiting:
     """An arrival, and what became of it."""
 
-    def __init__(self, arrival: Arrival, lock: threading.Lock) -> None:
+    def __init__(self, arrival: Arrival) -> None:
         self.arrival = arrival
-        self.turn = threading.Condition(lock)  #: told when it is done, or when it is first in the line
+        self.turn: threading.Condition | None = None  #: told when it is done, or when it is first in the line
         self.result: Recorded | None = None
         self.error: Exception | None = None
+
+    def tell(self) -> None:
+        if self.turn is not None:
+            self.turn.notify()
 
     @property
     def done(self) -> bool:
@@ -45,10 +49,12 @@ class Recorder:
 
     def record(self, arrival: Arrival) -> Recorded:
         """Blocks until the arrival is committed durably. Raises OutOfResources or StoreFailed."""
-        mine = _Waiting(arrival, self._lock)
+        mine = _Waiting(arrival)
         with self._lock:
             self._line.append(mine)
-            mine.turn.wait_for(lambda: mine.done or self._line[0] is mine)
+            if self._line[0] is not mine:
+                mine.turn = threading.Condition(self._lock)
+                mine.turn.wait_for(lambda: mine.done or self._line[0] is mine)
             batch = [] if mine.done else list(islice(self._line, BATCH))
         if batch:
             self._lead(batch)
@@ -79,9 +85,9 @@ class Recorder:
                     self._line.popleft()
                     if not one.done:
                         one.error = StoreFailed("the commit was broken off")
-                    one.turn.notify()
+                    one.tell()
                 if self._line:
-                    self._line[0].turn.notify()
+                    self._line[0].tell()
 
     def _commit(self, batch: Sequence[_Waiting]) -> None:
         arrivals = [one.arrival for one in batch]

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from appliance.dimse.command import Command
-from appliance.dimse.header import read_header
+from appliance.dimse.header import read_header_fd
 from appliance.dimse.services import Caller, Context, Sink
 from appliance.disk import refusal
 from appliance.errors import DataSetRefused, OutOfResources, StoreFailed
@@ -65,7 +65,7 @@ class _DataSet:
 
     def _header(self) -> Header:
         try:
-            return read_header(self._file.path, self._file.data_set_offset, self._context.transfer_syntax)
+            return read_header_fd(self._file.fd, self._file.data_set_offset, self._context.transfer_syntax)
         except OSError as error:
             raise refusal(error, f"cannot read {self._file.name} back") from error
 

@@ -8,13 +8,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
+from appliance.digest import digest_of
 from appliance.engine_ops import LabelScores
 from appliance.errors import CannotAnalyse, OutOfResources
 from appliance.file_head import file_head, make_seal
@@ -252,7 +252,7 @@ class Reporter:
             sop_instance_uid=built.sop_instance_uid,
             series_instance_uid=built.series_instance_uid,
             transfer_syntax_uid=built.transfer_syntax_uid,
-            digest=sha256(data_set).digest(),
+            digest=digest_of(data_set),
             size=len(data_set),
             file=file.name,
         )
