@@ -29,7 +29,6 @@ DISK, QUICK_DISK = 14 * GB, 2 * GB
 STEADY_BYTES = 4 * GB
 KEPT_S = 10.0  # until files of what is acknowledged are there: some receivers close them later
 CPU_RATIO, PEAK_MB = 1.5, 80.0
-TLS_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +130,13 @@ def _quick_cells(ct: Images, tls: Credentials) -> Iterator[Measurement]:
 def _cells(ct: Images, cr: Images, tls: Credentials) -> Iterator[Measurement]:
     everybody = tuple(receivers())
     able = tuple(receiver.name for receiver in receivers().values() if receiver.tls)
-    for images, rounds in ((ct, 5), (cr, 3)):
+    for images, rounds, tls_rounds in ((ct, 5, 3), (cr, 3, 1)):
         for nodelay in (False, True):
             for associations in (1, 4):
                 yield Cell(images=images, associations=associations, nodelay=nodelay), everybody, rounds
         for nodelay in (False, True):
             for associations in (1, 4):
-                yield Cell(images=images, associations=associations, nodelay=nodelay, tls=tls), able, TLS_ROUNDS
+                yield Cell(images=images, associations=associations, nodelay=nodelay, tls=tls), able, tls_rounds
     repeat = -(-STEADY_BYTES // ct.bytes)
     for associations in (1, 4):
         cell = Cell(images=ct, associations=associations, nodelay=True, repeat=repeat)
