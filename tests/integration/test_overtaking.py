@@ -191,7 +191,7 @@ def test_an_urgent_report_passes_a_large_result(site: Site) -> None:
     lane = site.lane(associations=1)
     with running(lane):
         eventually(lambda: site.line.carried_in_all() > 600 * KB, ALL_S, "its speed is known")
-        urgent = site.owe(Urgency.URGENT_SR, 200 * KB, SR)
+        urgent = site.owe(Urgency.URGENT_SR, 600 * KB, SR)
         lane.wake()
         eventually(lambda: site.has(urgent), RESULT_S, "the urgent report is there")
         assert not site.has(large)
