@@ -155,6 +155,11 @@ class Courier:
             return None
         return self._way.used_at + (self._rests_s() if self._way.taken else LINGER_S) - time.monotonic()
 
+    def close_unused(self) -> None:
+        """End a session on which nothing was answered yet: where a PACS takes one at a time, another waits for that."""
+        if self._way is not None and not self._way.taken:
+            self.close()
+
     def close(self) -> None:
         way, self._way = self._way, None
         if way is not None:

@@ -162,7 +162,10 @@ class Crew:
             if due is None or not self._opens(courier, due):
                 break
             delivery = self._of_desk(self._bag.desk.claim, express.least)
-            if delivery is None or not self._carry(courier, delivery):
+            if delivery is None:  # the lane's own has it, and may have to open another association for it
+                courier.close_unused()
+                break
+            if not self._carry(courier, delivery):
                 break
         self._bag.note()
 
