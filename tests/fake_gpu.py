@@ -235,11 +235,10 @@ class FakeTensorRt:
     __version__ = "10.3.0"
     ILogger = _Logger
     TensorLocation = SimpleNamespace(DEVICE=0, HOST=1)
-    TensorFormat = SimpleNamespace(LINEAR=0)
     TensorIOMode = SimpleNamespace(INPUT=1, OUTPUT=2)
 
-    def __init__(self, gpu: FakeGpu, location: int = 0, tensor_format: int = 0, dtype: str = "FLOAT") -> None:
-        self.gpu, self.location, self.format, self.dtype = gpu, location, tensor_format, dtype
+    def __init__(self, gpu: FakeGpu, location: int = 0, dtype: str = "FLOAT") -> None:
+        self.gpu, self.location, self.dtype = gpu, location, dtype
 
     def Runtime(self, logger: _Logger) -> Any:  # noqa: N802
         return SimpleNamespace(deserialize_cuda_engine=lambda plan: self._engine(plan, logger))
@@ -266,9 +265,6 @@ class FakeEngine:
 
     def get_tensor_location(self, _name: str) -> int:
         return self.trt.location
-
-    def get_tensor_format(self, _name: str) -> int:
-        return self.trt.format
 
     def get_tensor_mode(self, name: str) -> int:
         return 1 if name == "x" else 2

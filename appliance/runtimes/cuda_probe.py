@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 LIMIT_S = 20.0
 NO_DRIVER = "no NVIDIA driver"
@@ -44,10 +44,10 @@ def ask(interpreter: str = sys.executable) -> Facts:
         return {"reason": f"the probe answered nonsense: {said.stderr.strip()[-200:]}"}
 
 
-def look() -> Facts:
+def look(open_driver: Callable[[str], Any] = ctypes.CDLL) -> Facts:
     """In this process: whoever calls this may crash."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = open_driver("libcuda.so.1")
     except OSError as error:
         return {"reason": f"{NO_DRIVER}: {error}"}
     try:
@@ -62,7 +62,7 @@ def look() -> Facts:
         return {"reason": f"the NVIDIA driver cannot be used: {error}"}
 
 
-def _describe(driver: ctypes.CDLL, device: ctypes.c_int) -> Facts:
+def _describe(driver: Any, device: ctypes.c_int) -> Facts:
     name, memory, version = ctypes.create_string_buffer(256), ctypes.c_size_t(), ctypes.c_int()
     _call(driver, "cuDeviceGetName", name, len(name), device)
     _call(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
@@ -99,7 +99,7 @@ def _first_line(path: Path) -> str:
         return ""
 
 
-def _call(driver: ctypes.CDLL, function: str, *arguments: Any) -> None:
+def _call(driver: Any, function: str, *arguments: Any) -> None:
     """Raises RuntimeError where it fails, AttributeError where the driver has no such function."""
     code = getattr(driver, function)(*arguments)
     if code:

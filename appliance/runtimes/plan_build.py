@@ -69,9 +69,8 @@ class PlanBuilder:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
         self._set_profile(config, inputs)
         self._set_capabilities(config, [int(number) for number in inputs[COMPUTE_CAPABILITIES].tolist()])
-        if hasattr(config, "progress_monitor"):
-            self._monitor = _monitor(trt, self._say)  # must outlive all that uses it
-            config.progress_monitor = self._monitor
+        self._monitor = _monitor(trt, self._say)  # must outlive all that uses it
+        config.progress_monitor = self._monitor
         plan = self._builder.build_serialized_network(self._network, config)
         if plan is None:
             raise RuntimeError(f"TensorRT {self.version} cannot build it: {self._library.said()}")

@@ -218,8 +218,6 @@ class TensorRt:
             raise ValueError(f"{name} is {engine.get_tensor_dtype(name).name}: numpy has no such type")
         if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
             raise ValueError(f"{name} is a shape, not data: such models cannot be run here")
-        if engine.get_tensor_format(name) != trt.TensorFormat.LINEAR:
-            raise ValueError(f"{name} is in a vectorised format, not linear")
         is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         tensor = Tensor(name, dtype, tuple(engine.get_tensor_shape(name)), is_input=is_input)
         if is_input and -1 in tensor.shape:
@@ -241,4 +239,8 @@ def open_backend(_threads: int) -> TensorRt:
     if gpu["reason"]:
         raise ImportError(f"TensorRT {library.version} is there, but {gpu['reason']}")
     device = f"{gpu['gpu']} ({gpu['compute_capability']}, driver {gpu['driver']}, CUDA {gpu['cuda']})"
-    return TensorRt(library, cuda_memory.open_cuda(), cuda_memory.open_driver(), device)
+    try:
+        cuda = cuda_memory.open_cuda()
+    except RuntimeError as error:  # cuda-bindings of a newer CUDA than the driver's
+        raise ImportError(f"{device} cannot be used: {error}") from error
+    return TensorRt(library, cuda, cuda_memory.open_driver(), device)

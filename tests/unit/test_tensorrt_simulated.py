@@ -160,7 +160,7 @@ def test_simulated_a_plan_of_another_gpu_or_version_is_refused_with_its_reason(g
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [({"location": 1}, "is a shape"), ({"tensor_format": 3}, "vectorised"), ({"dtype": "BF16"}, "BF16: numpy")],
+    [({"location": 1}, "is a shape"), ({"dtype": "BF16"}, "BF16: numpy")],
 )
 def test_simulated_what_is_no_plain_array_is_refused(
     gpu: FakeGpu, cuda: Cuda, kind: dict[str, Any], words: str
