@@ -79,6 +79,7 @@ class Loaded(Answer):
 class Ran(Answer):
     outputs: Annotated[tuple[ArraySpec, ...], Field(max_length=64)]
     run_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    note: Name = ""  #: how it went, as the runtime says
 
 
 class Done(Answer):

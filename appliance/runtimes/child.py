@@ -1,7 +1,8 @@
 """The runtime child: a program that runs one engine for the process that started it, and knows nothing else.
 
 Started by path, by whatever interpreter the configuration names (Python 3.10 on JetPack 6), so it imports only the
-standard library, numpy and, beside it by path, the one runtime. It never imports the rest of the project.
+standard library, numpy and, beside it by path, the one runtime. It never imports the rest of the project. To build a
+plan is a runtime, too: its model is the ONNX, its inputs are the shapes, and its output is the plan.
 
 File descriptor 0 is a Unix stream socket. Both ways go messages of a 4-byte big-endian length and that many bytes of
 JSON; arrays never travel in them but in memory files (memfd_create(2)) that the parent makes, sizes and seals, and
@@ -9,7 +10,7 @@ passes along with the request. One request, one answer, in this order:
 
     hello                          -> protocol, version, device
     load   sha256 [model file]     -> inputs, outputs: name, dtype, shape (-1: any length)
-    infer  inputs: name, dtype, shape, offset [memory]  -> outputs: name, dtype, shape; run_ms
+    infer  inputs: name, dtype, shape, offset [memory]  -> outputs: name, dtype, shape; run_ms, note
     fetch  offsets, one an output [memory]              -> the memory is filled
     quit                           -> and the child ends
 
@@ -21,7 +22,7 @@ import argparse
 import contextlib
 import ctypes
 import hashlib
-import importlib.util
+import importlib
 import json
 import mmap
 import os
@@ -32,6 +33,7 @@ import socket
 import struct
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, List, Protocol, Tuple, cast
 
@@ -42,8 +44,9 @@ PROTOCOL = 1
 HEADER = struct.Struct(">I")
 MAX_MESSAGE = 256 * 1024
 MAX_DETAIL = 500
+MAX_NOTE = 200
 QUIET_S = 3.0
-RUNTIMES = ("onnx",)
+RUNTIMES = ("onnx", "tensorrt", "plan_build")
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38  # prctl(2)
 
@@ -61,7 +64,9 @@ class Backend(Protocol):
         """Make the one engine ready; what its inputs and outputs are: name, dtype, shape (-1: any length)."""
         ...
 
-    def run(self, inputs: Dict[str, Array]) -> Dict[str, Array]: ...
+    def run(self, inputs: Dict[str, Array]) -> Dict[str, Array]:
+        """What it returns need be good only until the next run. A `note`, if it has one, says how the run went."""
+        ...
 
 
 class Refused(Exception):
@@ -129,7 +134,7 @@ class Worker:
         try:
             self._backend = _backend(self._runtime, self._threads)
         except ImportError as error:
-            raise Refused("runtime", f"{self._runtime} cannot be imported by {sys.executable}: {error}") from error
+            raise Refused("runtime", f"{self._runtime} cannot be used by {sys.executable}: {error}") from error
         return {"protocol": PROTOCOL, "version": self._backend.version, "device": self._backend.device}
 
     def _load(self, request: Message, files: List[BinaryIO]) -> Message:
@@ -154,7 +159,7 @@ class Worker:
         run_ms = (time.perf_counter() - start) * 1000
         self._outputs = outputs
         specs = [{"name": name, "dtype": a.dtype.name, "shape": list(a.shape)} for name, a in outputs.items()]
-        return {"outputs": specs, "run_ms": run_ms}
+        return {"outputs": specs, "run_ms": run_ms, "note": getattr(self._backend, "note", "")[:MAX_NOTE]}
 
     def _fetch(self, request: Message, files: List[BinaryIO]) -> Message:
         outputs, self._outputs = self._outputs, {}
@@ -171,13 +176,14 @@ def _view(memory: mmap.mmap, spec: Message, offset: int) -> Array:
 
 
 def _backend(runtime: str, threads: int) -> Backend:
-    """The module beside this file, by path: the folder is not on sys.path, where it would hide other packages."""
-    spec = importlib.util.spec_from_file_location(f"scanside_{runtime}", Path(__file__).with_name(f"{runtime}.py"))
-    if spec is None or spec.loader is None:
-        raise ImportError(f"no {runtime}.py beside {__file__}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return cast(Backend, module.open_backend(threads))
+    """The module beside this file. It and its neighbours find each other by their usual names, in packages made here
+    of this folder alone: on sys.path it would hide others, and the rest of the project may need a newer Python.
+    """
+    for name, folders in (("appliance", []), ("appliance.runtimes", [str(Path(__file__).resolve().parent)])):
+        package = types.ModuleType(name)
+        package.__path__ = folders
+        sys.modules.setdefault(name, package)
+    return cast(Backend, importlib.import_module(f"appliance.runtimes.{runtime}").open_backend(threads))
 
 
 def limit_run(memory_mb: int) -> None:

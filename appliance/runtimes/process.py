@@ -90,6 +90,7 @@ class ChildEngine:
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.last_run_ms = 0.0  #: inside the runtime's own run call, as measured in the child
+        self.last_note = ""  #: how that went, as the runtime says
         self._runtime = runtime
         self._model = model
         self._sha256 = sha256
@@ -99,6 +100,10 @@ class ChildEngine:
     def pid(self) -> int | None:
         """The child's process id, None while there is none."""
         return None if self._child is None else self._child.pid
+
+    def printed(self) -> list[str]:
+        """Whole lines that the child has printed since this was asked last."""
+        return [] if self._child is None else self._child.printed()
 
     def start(self, patience: Patience) -> None:
         """Start a child and load the model there. Raises RuntimeFailed, and then there is no child."""
@@ -127,7 +132,7 @@ class ChildEngine:
             ran = self._run(child, inputs, patience)
             outputs = self._fetch(child, ran.outputs, patience)
             undo.pop_all()
-        self.last_run_ms = ran.run_ms
+        self.last_run_ms, self.last_note = ran.run_ms, ran.note
         return outputs
 
     def close(self) -> None:

@@ -70,6 +70,7 @@ class Child:
                 theirs.callback(os.close, said)
                 self._process = _start(program, far.fileno(), said)
                 self._channel = Channel(near, program.max_answer)
+                self._unread = ""
                 self._descriptors = ours.pop_all()
         except OSError as error:
             text = f"{program.interpreter} cannot be started: {error.strerror or error}"
@@ -129,11 +130,19 @@ class Child:
         words = self._last_line()
         return f"{how}: {words}" if words else how
 
+    def printed(self) -> list[str]:
+        """Whole lines that it has printed since this was asked last; waits for none."""
+        *lines, self._unread = (self._unread + self._read_words()).split("\n")
+        self._unread = self._unread[-_PIPE_BYTES:]
+        return lines
+
     def _last_line(self) -> str:
+        last = (self._unread + self._read_words()).strip().rpartition("\n")[2]
+        return "".join(c if c.isprintable() else " " for c in last)[:300]
+
+    def _read_words(self) -> str:
         with suppress(BlockingIOError):
-            text = os.read(self._words, _PIPE_BYTES).decode(errors="replace").strip()
-            last = text.rpartition("\n")[2]
-            return "".join(c if c.isprintable() else " " for c in last)[:300]
+            return os.read(self._words, _PIPE_BYTES).decode(errors="replace")
         return ""
 
 

@@ -24,7 +24,17 @@ from appliance.runtimes.memory import layout, memory_file, read_array, write_arr
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
 from tests.missing import missing
 
-PROGRAMS = [Path(runtimes.__file__).with_name(name) for name in ("child.py", "onnx.py")]
+PROGRAMS = [
+    Path(runtimes.__file__).with_name(name)
+    for name in (
+        "child.py",
+        "onnx.py",
+        "tensorrt.py",
+        "cuda_memory.py",
+        "cuda_probe.py",
+        "plan_build.py",
+    )
+]
 X = {"x": np.zeros(2, np.float32)}
 
 SCRIPT = f"""#!{sys.executable} -I
@@ -179,7 +189,7 @@ def shim(text: str) -> str:
 
 def test_an_interpreter_without_the_runtime(tmp_path: Path) -> None:
     runtime = scripted(tmp_path, shim("sys.modules['onnxruntime'] = None"), "", memory_mb=1000)
-    assert "onnx cannot be imported by" in runtime.probe()
+    assert "onnx cannot be used by" in runtime.probe()
 
 
 def test_a_library_that_prints_without_end_harms_nothing(tmp_path: Path) -> None:
@@ -245,18 +255,27 @@ def test_a_memory_file_cannot_be_cut_short() -> None:
         os.ftruncate(fd, 0)
 
 
+def modules(tree: ast.Module) -> Iterator[str]:
+    """Dotted names of what is imported."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "."
+            if node.module == "appliance.runtimes":
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
 def test_the_child_program_is_plain_python_3_10(program: Path) -> None:
     tree = ast.parse(program.read_text(), feature_version=(3, 10))
-    imported = {
-        name.partition(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([node.module or "."] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
-    }
+    imported = {name.partition(".")[0] for name in modules(tree)}
     allowed = sys.stdlib_module_names | {"numpy"} | ({"onnxruntime"} if program.name == "onnx.py" else set())
-    assert imported <= allowed
-    assert imported.isdisjoint({"pickle", "marshal", "shelve", "subprocess"})
+    of_ours = {f"appliance.runtimes.{path.stem}" for path in PROGRAMS} | {"appliance.runtimes"}
+    assert imported - {"appliance"} <= allowed
+    assert {name for name in modules(tree) if name.startswith("appliance")} <= of_ours
+    assert imported.isdisjoint({"pickle", "marshal", "shelve"})
+    assert "subprocess" not in imported or program.name == "cuda_probe.py"
 
 
 def test_the_child_program_uses_nothing_newer_than_3_10() -> None:

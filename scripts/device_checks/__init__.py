@@ -1,0 +1,1 @@
+"""scripts/device_check: finds a Python with TensorRT and a GPU, then builds, verifies and measures each engine."""
