@@ -36,6 +36,8 @@ FENCES = {
     "pycuda": ("runtimes.tensorrt",),
     "onnxruntime": ("runtimes.onnx",),
     "onnx": (),
+    "tritonclient": ("runtimes.kserve",),
+    "grpc": ("runtimes.kserve",),
     "highdicom": ("stages.report",),
     "systemd": ("daemon",),
     "httpx": ("destinations.stow_wire",),

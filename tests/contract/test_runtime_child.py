@@ -24,7 +24,8 @@ from appliance.runtimes.memory import layout, memory_file, read_array, write_arr
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
 from tests.missing import missing
 
-PROGRAMS = [Path(runtimes.__file__).with_name(name) for name in ("child.py", "onnx.py")]
+PROGRAMS = [Path(runtimes.__file__).with_name(name) for name in ("child.py", "onnx.py", "kserve.py")]
+LIBRARIES = {"onnx.py": {"onnxruntime"}, "kserve.py": {"grpc", "tritonclient"}}
 X = {"x": np.zeros(2, np.float32)}
 
 SCRIPT = f"""#!{sys.executable} -I
@@ -254,7 +255,7 @@ def test_the_child_program_is_plain_python_3_10(program: Path) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([node.module or "."] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     }
-    allowed = sys.stdlib_module_names | {"numpy"} | ({"onnxruntime"} if program.name == "onnx.py" else set())
+    allowed = sys.stdlib_module_names | {"numpy"} | LIBRARIES.get(program.name, set())
     assert imported <= allowed
     assert imported.isdisjoint({"pickle", "marshal", "shelve", "subprocess"})
 
