@@ -8,6 +8,7 @@ cannot be mapped is told, all of it, and nothing is written. Only nets that give
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,8 +31,9 @@ After it:
 Exit codes: 0 the package is there; 1 it cannot be imported, and why; 2 wrong command line, or no extra dev."""
 
 
-def main() -> int:
-    arguments = _arguments()
+def main(words: Sequence[str] | None = None) -> int:
+    """`words`: of the command line, without the program; None: those it was called with."""
+    arguments = _arguments(words)
     try:
         from monai_bundle import bundle, mapping, package  # noqa: PLC0415 - says what is missing, no traceback
     except ModuleNotFoundError as error:
@@ -59,7 +61,7 @@ def main() -> int:
     return 0
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,9 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--to", type=Path, required=True, metavar="FOLDER", help="the package to make; must not be there"
     )
-    parser.add_argument(
-        "--id", type=_id, default="", help="id of the engine; the name of the folder where none is given"
-    )
+    parser.add_argument("--id", type=_id, help="id of the engine; the name of the folder where none is given")
     parser.add_argument(
         "--threshold", type=_share, default=0.5, help="score from which a label is a finding (default: %(default)s)"
     )
@@ -84,7 +84,7 @@ def _arguments() -> argparse.Namespace:
         metavar="CHANNEL",
         help="a channel that is no finding, such as normal",
     )
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def _id(text: str) -> str:

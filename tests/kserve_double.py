@@ -2,12 +2,14 @@
 
 In a test: `serving(Double(...))`. As a program, `python -m tests.kserve_double FOLDER`, where the folder holds
 `<model>/model.onnx` for each model: it prints its port, and runs models in runtime children of ours, which end with the
-call that asked. It reads a model anew when its bytes change.
+call that asked. It reads a model anew when its bytes change. While there is a file `hold` in FOLDER it answers no
+inference, and makes a file `held` when it is asked for one.
 """
 
 import hashlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
 
 DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
+LOOK_S = 0.02
 
 Run = Callable[[Mapping[str, Array], Callable[[], bool]], Mapping[str, Array]]
 
@@ -142,8 +145,14 @@ class Repository(Mapping[str, Model]):
         return Model(
             inputs=engine.inputs,
             outputs=engine.outputs,
-            run=lambda inputs, gone: self._loader.submit(engine.infer, inputs, 600.0, gone).result(),
+            run=lambda inputs, gone: self._run(engine, inputs, gone),
         )
+
+    def _run(self, engine: ChildEngine, inputs: Mapping[str, Array], gone: Callable[[], bool]) -> Mapping[str, Array]:
+        while (self._folder / "hold").exists() and not gone():
+            (self._folder / "held").touch()
+            time.sleep(LOOK_S)
+        return self._loader.submit(engine.infer, inputs, 600.0, gone).result()
 
     def __contains__(self, name: object) -> bool:
         return (self._folder / str(name) / "model.onnx").exists()

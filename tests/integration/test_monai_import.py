@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import import_monai_bundle
 import numpy as np
 import onnx
 import onnxruntime
@@ -19,7 +20,7 @@ from appliance import engine_package
 from appliance.engine_ops import Letterbox, Window
 from appliance.imaging import preprocess
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "import_monai_bundle.py"
+SCRIPT = Path(import_monai_bundle.__file__)
 SIZE = 64
 CLASSES = ("Normal", "Effusion", "Pneumothorax, large")
 
@@ -122,7 +123,8 @@ class Made:
         for name, content in (("metadata", self.metadata), ("inference", self.inference)):
             path = self.folder / "bundle" / "configs" / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content))
+            if content:
+                path.write_text(json.dumps(content))
         (self.folder / "bundle" / "models").mkdir(exist_ok=True)
         if self.model is not None:
             (self.folder / "bundle" / "models" / "model.onnx").write_bytes(self.model)
@@ -143,13 +145,29 @@ def made(tmp_path: Path) -> Made:
     return Made(tmp_path)
 
 
-def imported(made: Made, *more: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(SCRIPT), str(made.write()), "--to", str(made.folder / "effusion"), *more]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+@dataclass(frozen=True, slots=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Import = Callable[..., Done]
+
+
+@pytest.fixture
+def imported(capsys: pytest.CaptureFixture[str]) -> Import:
+    """The script's own `main`, in this process."""
+
+    def run(made: Made, *more: str) -> Done:
+        status = import_monai_bundle.main([str(made.write()), "--to", str(made.folder / "effusion"), *more])
+        return Done(status, *capsys.readouterr())
+
+    return run
 
 
 @pytest.mark.promise("P8")
-def test_a_bundle_becomes_a_package_that_says_what_the_network_says(made: Made) -> None:
+def test_a_bundle_becomes_a_package_that_says_what_the_network_says(made: Made, imported: Import) -> None:
     done = imported(made, "--body-part", "CHEST", "--view", "PA", "--threshold", "0.4")
     assert done.returncode == 0, done.stderr
     assert "Normal is left out" in done.stdout
@@ -179,7 +197,7 @@ def test_a_bundle_becomes_a_package_that_says_what_the_network_says(made: Made) 
     np.testing.assert_allclose(scores, wanted[:, 1:], atol=1e-5)
 
 
-def test_rows_first_repeated_channels_percentiles_and_a_norm(made: Made) -> None:
+def test_rows_first_repeated_channels_percentiles_and_a_norm(made: Made, imported: Import) -> None:
     steps = made.steps()
     steps[0]["reverse_indexing"] = True
     steps[3:4] = [
@@ -200,7 +218,7 @@ def test_rows_first_repeated_channels_percentiles_and_a_norm(made: Made) -> None
 
 
 @pytest.mark.promise("P9")
-def test_nothing_of_the_bundle_is_evaluated(made: Made) -> None:
+def test_nothing_of_the_bundle_is_evaluated(made: Made, imported: Import) -> None:
     touched = made.folder / "touched"
     made.inference["imports"] = [EVIL.format(touched)]
     made.inference["initialize"] = [EVIL.format(touched)]
@@ -236,9 +254,8 @@ def altered(**options: Any) -> Callable[[Made], None]:
 
 
 def as_yaml(made: Made) -> None:
-    configs = made.write() / "configs"
-    configs.joinpath("inference.yaml").write_text(yaml.safe_dump(made.inference))
-    made.inference = {}
+    said, made.inference = made.inference, {}
+    (made.write() / "configs" / "inference.yaml").write_text(yaml.safe_dump(said))
 
 
 def in_a_circle(made: Made) -> None:
@@ -270,7 +287,7 @@ def two_outputs(made: Made) -> None:
         (altered(a_max=4095), ["from 0 to 4095: our film is what is meant to be seen"]),
         (altered(_target_="SomethingNewd"), ["SomethingNew: no op of ours does that", "what range the network wants"]),
         (in_a_circle, ["lead round in a circle"]),
-        (as_yaml, ["names no transform"]),
+        (as_yaml, ["inference.json cannot be read", "there is inference.yaml: save it as JSON"]),
         (two_outputs, ["1 inputs and 2 outputs"]),
         (lambda made: setattr(made, "model", b"PK"), ["no sound ONNX"]),
         (lambda made: setattr(made, "model", network(opset=11).SerializeToString()), ["opset 11: export it with 13"]),
@@ -282,7 +299,7 @@ def two_outputs(made: Made) -> None:
     ],
 )
 def test_what_cannot_be_mapped_is_told_and_nothing_is_written(
-    made: Made, alter: Callable[[Made], object], words: list[str]
+    made: Made, imported: Import, alter: Callable[[Made], object], words: list[str]
 ) -> None:
     alter(made)
     done = imported(made)
@@ -294,7 +311,7 @@ def test_what_cannot_be_mapped_is_told_and_nothing_is_written(
     assert [path.name for path in made.folder.iterdir()] == ["bundle"]
 
 
-def test_a_folder_that_is_there_is_not_touched(made: Made) -> None:
+def test_a_folder_that_is_there_is_not_touched(made: Made, imported: Import) -> None:
     (made.folder / "effusion").mkdir()
     done = imported(made)
     assert done.returncode == 1
