@@ -78,7 +78,7 @@ class Server:
 def triton(folder: Path, engine: Path) -> Iterator[Server]:
     """Serves the engine of this folder, under its own name."""
     with environment(folder) as python:
-        site = Path(_said(python, "import pytriton; print(pytriton.__path__[0])")).parent
+        site = Path(_said(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
         _backend(site, folder / "backends")
         _repository(folder, engine)
         grpc, http = free_port(), free_port()

@@ -46,7 +46,7 @@ class Length:
     pairs: int  #: at least
 
 
-FULL, QUICK = Length(seconds=90.0, pairs=20), Length(seconds=6.0, pairs=5)
+FULL, QUICK = Length(seconds=90.0, pairs=20), Length(seconds=3.0, pairs=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,7 @@ class Transform:
 
     def number(self, name: str, default: float | None = None) -> float:
         """Raises CannotImport where there is none."""
-        value = self.options.get(name, default)
+        value: Any = self.options.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise CannotImport(f"{self.kind}: {name} is {_shown(value)}, not a number")
         return float(value)

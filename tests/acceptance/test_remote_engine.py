@@ -76,9 +76,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_study(
             send(appliance, work / "first", name, seed=1)
             told = result_of(work, known=0)
             assert f"device: {place}" in told
-            (version,) = [text.removeprefix("runtime: kserve ") for text in told if text.startswith("runtime: kserve")][
-                :1
-            ]
+            version = next(text for text in told if text.startswith("runtime: ")).removeprefix("runtime: kserve ")
             assert not [text for text in told if "egraded" in text]
 
             (server.folder / "hold").touch()
@@ -90,9 +88,8 @@ def test_a_server_that_is_killed_in_the_middle_of_a_study(
             (degraded,) = [text for text in told if text.startswith("Degraded:")]
             assert any(text.startswith("device: CPU") for text in told)
             assert degraded.startswith(f"Degraded: {name} at 127.0.0.1:{server.port} was not used, this box ran it")
-            figure(
-                f"{name}: report {time.monotonic() - begun:.1f} s after {server.name} {version} was killed; {degraded}"
-            )
+            seconds = time.monotonic() - begun
+            figure(f"{name}: report {seconds:.1f} s after {server.name} {version} was killed; {degraded}")
 
             traced, status = said(appliance, "trace", study_of(work / "second")), said(appliance, "status")
             (concluded,) = [line["detail"] for line in traced["lines"] if line["event"] == "job_concluded"]
