@@ -47,7 +47,7 @@ class Transform:
     def sizes(self, name: str) -> list[float]:
         """A number or a list of numbers, as a list. Raises CannotImport."""
         value = self.options.get(name)
-        values = value if isinstance(value, list) else [value]
+        values: list[Any] = value if isinstance(value, list) else [value]
         if not values or any(isinstance(one, bool) or not isinstance(one, int | float) for one in values):
             raise CannotImport(f"{self.kind}: {name} is {_shown(value)}, not a number or a list of numbers")
         return [float(one) for one in values]

@@ -147,7 +147,7 @@ def _back(mapped: Mapped, leave: str, scores: str) -> list[onnx.NodeProto]:
     """Nodes from what the network says to scores of the labels that are kept."""
     back, at, nodes = mapped.back, leave, []
     if back.activation:
-        attributes = {"axis": 1} if back.activation == "Softmax" else {}
+        attributes: dict[str, Any] = {"axis": 1} if back.activation == "Softmax" else {}
         nodes.append(helper.make_node(back.activation, [at], [f"{OURS}activation"], **attributes))
         at = f"{OURS}activation"
     nodes.append(_constant(f"{OURS}kept", np.array(back.kept, np.int64)))
