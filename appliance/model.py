@@ -161,6 +161,7 @@ class EngineIdentity:
     runtime: str = ""  #: "onnx"
     runtime_version: str = ""
     device: str = ""  #: "CPU (AMD EPYC)"
+    degraded: str = ""  #: why it did not run where it should have, in words; "" if it did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

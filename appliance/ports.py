@@ -203,11 +203,12 @@ class Catalogue(Protocol):
 
 
 class LoadedEngine(Protocol):
-    """An engine in a runtime child, warm. Used by one thread."""
+    """An engine in a runtime child, warm. Used by one thread. What it says of itself is true of the last `infer`."""
 
     runtime: str
     runtime_version: str
     device: str
+    degraded: str  #: why it does not run where it should, in words; "" if it does
     last_run_ms: float  #: of the last `infer`: inside the runtime's run call, measured in the child
 
     def infer(

@@ -4,6 +4,7 @@
   scripts/bench.py ingest               how quickly images are taken, beside storescp, Orthanc, pynetdicom and raw TCP
   scripts/bench.py hostile              a scanner's images while peers misbehave, beside stock pynetdicom
   scripts/bench.py forward              how quickly images go out over good and bad lines, beside storescu and others
+  scripts/bench.py engine               what an engine costs a study, beside bare ONNX Runtime on the same arrays
   scripts/bench.py latency              from the last image to the report in PACS, stage by stage
   scripts/bench.py scale                a very large study, a very large object, a very large journal
   scripts/bench.py scale --quick        smaller, within 50 s: shows that it works, not the figures
@@ -24,7 +25,7 @@ from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-BENCHMARKS = ("ingest", "hostile", "forward", "latency", "scale")
+BENCHMARKS = ("ingest", "hostile", "forward", "engine", "latency", "scale")
 MET, MISSED, CANNOT = 0, 1, 2
 
 

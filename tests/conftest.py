@@ -13,6 +13,15 @@ import pytest
 from tests.missing import missing
 
 ROOT = Path(__file__).resolve().parent.parent
+FULL = os.environ.get("SCANSIDE_FULL") == "1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What `scripts/test --full` is for is left out otherwise, and counted as deselected."""
+    left_out = [] if FULL else [item for item in items if item.get_closest_marker("full")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,8 @@ FENCES = {
     "cuda": ("runtimes.cuda_memory",),
     "onnxruntime": ("runtimes.onnx",),
     "onnx": (),
+    "tritonclient": ("runtimes.kserve",),
+    "grpc": ("runtimes.kserve",),
     "highdicom": ("stages.report",),
     "systemd": ("daemon",),
     "httpx": ("destinations.stow_wire",),

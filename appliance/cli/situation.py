@@ -269,7 +269,12 @@ def _engines(config: Config, now: Situation) -> list[Attention]:
         return []
     if not now.engines_told:
         return [Attention(what="AI not ready yet: the engines are being loaded and verified")]
-    return [
+    degraded = [
+        Attention(what=f"DEGRADED: {key}: {why}", do="It serves all the same, and its results say so.")
+        for key, fact in now.engines.items()
+        if fact["serves"] and (why := fact.get("degraded", ""))
+    ]
+    return degraded + [
         Attention(
             what=f"AI OFF for {key}: {fact['reason']}" + (f", since {when}" if (when := fact.get("since", "")) else ""),
             do="Its studies are concluded as 'not analysed'."

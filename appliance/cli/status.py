@@ -145,9 +145,14 @@ def _print_engines(output: Output, now: Situation) -> None:
     if now.engines:
         output.line()
     output.table(
-        [Column("engine"), Column("serves"), Column("results"), Column("why not")],
+        [Column("engine"), Column("serves"), Column("results"), Column("on, or why not")],
         [
-            (key, "yes" if fact["serves"] else "NO", "sent" if fact["publish"] else "shadow", fact["reason"])
+            (
+                key,
+                "yes" if fact["serves"] else "NO",
+                "sent" if fact["publish"] else "shadow",
+                fact["reason"] or fact.get("device", ""),
+            )
             for key, fact in now.engines.items()
         ],
     )

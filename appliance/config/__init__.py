@@ -24,6 +24,7 @@ from appliance.config.models import (
     Tls,
     Webhook,
 )
+from appliance.config.remote import Remote, RemoteTls
 
 __all__ = [
     "Analyse",
@@ -39,6 +40,8 @@ __all__ = [
     "PriorityRule",
     "Proof",
     "Receive",
+    "Remote",
+    "RemoteTls",
     "Reserve",
     "SeriesRules",
     "StowDestination",

@@ -126,6 +126,8 @@ def _outbound_tls(data: Group) -> Iterator[Found]:
         groups.append(((*path, "reports_tls"), _group(peer, "reports_tls")))
         if _group(peer, "reports_tls") and not _text(peer, "reports_to"):
             yield (*path, "reports_tls"), "there is no 'reports_to' it could be about"
+    for path, engine in _entries(data, "engines"):
+        groups.append(((*path, "remote", "tls"), _group(_group(engine, "remote"), "tls")))
     for path, tls in groups:
         for one, other in (("certificate", "key"), ("key", "certificate")):
             if _text(tls, one) and not _text(tls, other):

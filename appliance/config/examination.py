@@ -14,6 +14,7 @@ from appliance.config.destinations import StowDestination
 from appliance.config.groups import OutboundTls
 from appliance.config.loader import messages, read, validated
 from appliance.config.models import Config, Tls
+from appliance.config.remote import RemoteTls
 from appliance.config.sources import Source, bearer_token
 from appliance.config.yaml_lines import KeyPath, Problem
 from appliance.errors import CertificateUnusable, ConfigError
@@ -63,6 +64,9 @@ def _tls(config: Config, now: datetime) -> Iterator[_Found]:
     for number, destination in enumerate(config.destinations):
         if destination.tls is not None:
             yield from _files(("destinations", number, "tls"), destination.tls, now)
+    for number, engine in enumerate(config.engines):
+        if engine.remote is not None and engine.remote.tls is not None:
+            yield from _files(("engines", number, "remote", "tls"), engine.remote.tls, now)
 
 
 def _tokens(config: Config) -> Iterator[_Found]:
@@ -79,7 +83,7 @@ def _tokens(config: Config) -> Iterator[_Found]:
             yield _Found(path=place, text=str(error), is_error=True)
 
 
-def _files(place: KeyPath, tls: Tls | OutboundTls, now: datetime) -> Iterator[_Found]:
+def _files(place: KeyPath, tls: Tls | OutboundTls | RemoteTls, now: datetime) -> Iterator[_Found]:
     sources = {"certificate": tls.certificate, "key": tls.key, "ca": tls.ca}
     files = {part: source.path for part, source in sources.items() if source is not None and source.path is not None}
     for part, source in sources.items():

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from appliance.config import sources, values
 from appliance.config.destinations import Destination, DimseDestination, FolderDestination, StowDestination
 from appliance.config.groups import MinimumVersion, Options, OutboundTls, PduLength, Port, Seconds
+from appliance.config.remote import Remote
 from appliance.model import Commitment, Priority
 
 DEFAULT_SILENCE_S: Mapping[str, float] = {"default": 20.0, "CT": 20.0, "CR": 2.0, "DX": 2.0}
@@ -113,6 +114,7 @@ class Engine(Options):
     id: values.EngineId = Field(description="name of the engine's folder")
     mode: EngineMode = Field(default=EngineMode.SHADOW, description="shadow, publish or off")
     deadline_s: Seconds = Field(default=300, description="seconds until a study without an answer is 'not analysed'")
+    remote: Remote | None = Field(default=None, description="group: a server that runs it while it can; null is none")
 
 
 class Analyse(Options):

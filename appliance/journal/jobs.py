@@ -322,6 +322,9 @@ def _write_outcome(tx: Transaction, job: Job, outcome: Outcome) -> None:
         reason=outcome.reason or "",
         findings=len(outcome.findings),
         late=outcome.late,
+        runtime=outcome.engine.runtime,
+        device=outcome.engine.device,
+        degraded=outcome.engine.degraded,
         timings_ms=outcome.timings_ms,
     )
     if outcome.reason is Reason.MIXED_IDENTITY:

@@ -74,6 +74,7 @@ class ArraySpec(TensorSpec):
 class Loaded(Answer):
     inputs: Annotated[tuple[TensorSpec, ...], Field(max_length=64)]
     outputs: Annotated[tuple[TensorSpec, ...], Field(max_length=64)]
+    device: Name = ""  #: where it is known no sooner than this
 
 
 class Ran(Answer):
@@ -109,6 +110,11 @@ class Patience:
     @classmethod
     def of(cls, what: str, seconds: float, cancelled: Callable[[], bool] = lambda: False) -> Self:
         return cls(what=what, seconds=seconds, until=time.monotonic() + seconds, cancelled=cancelled)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds; never below 0."""
+        return max(0.0, self.until - time.monotonic())
 
     def at_most(self, other: "Patience") -> "Patience":
         """Whichever ends first; cancelled by ours."""

@@ -8,9 +8,9 @@ File descriptor 0 is a Unix stream socket. Both ways go messages of a 4-byte big
 JSON; arrays never travel in them but in memory files (memfd_create(2)) that the parent makes, sizes and seals, and
 passes along with the request. One request, one answer, in this order:
 
-    hello                          -> protocol, version, device
-    load   sha256 [model file]     -> inputs, outputs: name, dtype, shape (-1: any length)
-    infer  inputs: name, dtype, shape, offset [memory]  -> outputs: name, dtype, shape; run_ms, note
+    hello  settings of the runtime -> protocol, version, device
+    load   sha256 [model file]     -> inputs, outputs: name, dtype, shape (-1: any length); device
+    infer  deadline_s, inputs: name, dtype, shape, offset [memory]  -> outputs: name, dtype, shape; run_ms, note
     fetch  offsets, one an output [memory]              -> the memory is filled
     quit                           -> and the child ends
 
@@ -46,7 +46,7 @@ MAX_MESSAGE = 256 * 1024
 MAX_DETAIL = 500
 MAX_NOTE = 200
 QUIET_S = 3.0
-RUNTIMES = ("onnx", "tensorrt", "plan_build")
+RUNTIMES = ("onnx", "tensorrt", "kserve", "plan_build")
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38  # prctl(2)
 
@@ -55,10 +55,13 @@ Message = Dict[str, Any]
 
 
 class Backend(Protocol):
-    """One runtime. Raises ValueError for a model or input it cannot take, RuntimeError or MemoryError for the rest."""
+    """One runtime. Raises ValueError for a model or input it cannot take, ConnectionError where it asks others and they
+    are gone, RuntimeError or MemoryError for the rest.
+    """
 
     version: str
     device: str
+    deadline_s: float  #: set before each run: who asked waits no longer
 
     def load(self, model: bytes) -> Tuple[List[Message], List[Message]]:
         """Make the one engine ready; what its inputs and outputs are: name, dtype, shape (-1: any length)."""
@@ -130,11 +133,13 @@ class Worker:
             for file in files:
                 file.close()
 
-    def _hello(self, _request: Message, _files: List[BinaryIO]) -> Message:
+    def _hello(self, request: Message, _files: List[BinaryIO]) -> Message:
         try:
-            self._backend = _backend(self._runtime, self._threads)
+            self._backend = _backend(self._runtime, self._threads, request.get("settings", {}))
         except ImportError as error:
             raise Refused("runtime", f"{self._runtime} cannot be used by {sys.executable}: {error}") from error
+        except (RuntimeError, ConnectionError) as error:
+            raise Refused("runtime", str(error)) from error
         return {"protocol": PROTOCOL, "version": self._backend.version, "device": self._backend.device}
 
     def _load(self, request: Message, files: List[BinaryIO]) -> Message:
@@ -144,16 +149,19 @@ class Worker:
             raise Refused("model", "the model's bytes have another sha256")
         try:
             inputs, outputs = self._backend.load(model)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, ConnectionError) as error:
             raise Refused("model", f"cannot be loaded: {error}") from error
-        return {"inputs": inputs, "outputs": outputs}
+        return {"inputs": inputs, "outputs": outputs, "device": self._backend.device}
 
     def _infer(self, request: Message, files: List[BinaryIO]) -> Message:
         memory = mmap.mmap(files[0].fileno(), 0, access=mmap.ACCESS_READ)
         inputs = {spec["name"]: _view(memory, spec, spec["offset"]) for spec in request["inputs"]}
+        self._backend.deadline_s = request["deadline_s"]
         start = time.perf_counter()
         try:
             outputs = self._backend.run(inputs)
+        except ConnectionError as error:
+            raise Refused("runtime", str(error)) from error
         except (ValueError, RuntimeError) as error:
             raise Refused("run", str(error)) from error
         run_ms = (time.perf_counter() - start) * 1000
@@ -175,7 +183,7 @@ def _view(memory: mmap.mmap, spec: Message, offset: int) -> Array:
     return flat.reshape(spec["shape"])
 
 
-def _backend(runtime: str, threads: int) -> Backend:
+def _backend(runtime: str, threads: int, settings: Message) -> Backend:
     """The module beside this file. It and its neighbours find each other by their usual names, in packages made here
     of this folder alone: on sys.path it would hide others, and the rest of the project may need a newer Python.
     """
@@ -183,7 +191,8 @@ def _backend(runtime: str, threads: int) -> Backend:
         package = types.ModuleType(name)
         package.__path__ = folders
         sys.modules.setdefault(name, package)
-    return cast(Backend, importlib.import_module(f"appliance.runtimes.{runtime}").open_backend(threads))
+    module = importlib.import_module(f"appliance.runtimes.{runtime}")
+    return cast(Backend, module.open_backend(threads, **settings))
 
 
 def limit_run(memory_mb: int) -> None:

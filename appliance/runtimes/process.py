@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,11 @@ class ChildRuntime:
         self.name = settings.runtime
         self._settings = settings
         self._unreaped: list[Child] = []
+
+    @property
+    def reap_s(self) -> float:
+        """How long a child that is killed may take to go."""
+        return self._settings.reap_s
 
     @property
     def abandoned(self) -> tuple[int, ...]:
@@ -64,9 +70,12 @@ class ChildRuntime:
         child = Child(self._settings.program)
         with ExitStack() as undo:
             undo.callback(self.bury, child)
-            hello = child.ask({"do": "hello"}, Hello, patience, lost=Reason.NO_ENGINE)
+            hello = child.ask(self._hello(), Hello, patience, lost=Reason.NO_ENGINE)
             undo.pop_all()
         return child, hello
+
+    def _hello(self) -> dict[str, Any]:
+        return {"do": "hello", "settings": dict(self._settings.runtime_settings)}
 
     def bury(self, child: Child) -> None:
         """Kill it and wait; give it up after `reap_s`."""
@@ -87,6 +96,7 @@ class ChildEngine:
         self.runtime = runtime.name
         self.runtime_version = ""
         self.device = ""
+        self.degraded = ""
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.last_run_ms = 0.0  #: inside the runtime's own run call, as measured in the child
@@ -113,7 +123,7 @@ class ChildEngine:
             self._child, hello = self._runtime.start(patience)
             loaded = self._child.ask({"do": "load", "sha256": self._sha256}, Loaded, patience, [fd])
             undo.pop_all()
-        self.runtime_version, self.device = hello.version, hello.device
+        self.runtime_version, self.device = hello.version, loaded.device or hello.device
         self.inputs, self.outputs = loaded.inputs, loaded.outputs
 
     def infer(
@@ -167,7 +177,8 @@ class ChildEngine:
         with _shortage_told(), memory_file(size) as fd:
             for array, offset in zip(inputs.values(), offsets, strict=True):
                 write_array(fd, offset, array)
-            return child.ask({"do": "infer", "inputs": specs}, Ran, patience, [fd])
+            request = {"do": "infer", "inputs": specs, "deadline_s": patience.left_s}
+            return child.ask(request, Ran, patience, [fd])
 
     def _fetch(self, child: Child, specs: Sequence[ArraySpec], patience: Patience) -> dict[str, Array]:
         """The outputs, copied out of the child's reach. Their kinds and sizes are checked before a byte is given."""

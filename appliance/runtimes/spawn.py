@@ -8,9 +8,9 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +48,7 @@ class ChildSettings:
     memory_mb: int = 4096  #: of private memory (RLIMIT_DATA), and of the outputs of one run
     load_deadline_s: float = 60.0  #: start, imports and load together
     reap_s: float = 5.0  #: how long a killed child may take to go
+    runtime_settings: Mapping[str, Any] = field(default_factory=dict)  #: what the runtime itself must know; JSON
 
     @property
     def program(self) -> Program:

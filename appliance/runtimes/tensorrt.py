@@ -121,6 +121,7 @@ class TensorRt:
         """`driver` is libcuda, for graphs."""
         self.version = library.version
         self.device = device
+        self.deadline_s = 0.0  #: the parent keeps it, by a kill
         self.note = ""  #: how the last run went, and what the plan takes on the GPU
         self._library, self._cuda, self._driver = library, cuda, driver
         self._tensors: List[Tensor] = []

@@ -96,6 +96,11 @@ class Inferrer:
         """Engines that fail again and again, with what was said last."""
         return {key: list(failed.values())[-1] for key, failed in self._failures.items() if len(failed) >= FAILING_FROM}
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a job is ready."""
+        return self._unsettled is not None or bool(jobs.unfinished(self._desk.journal, JobState.READY))
+
     def recover(self) -> None:
         """What is running but not here (the process died, or the journal was full) is tried again, or given up."""
         for job in jobs.unfinished(self._desk.journal, JobState.RUNNING):
@@ -243,7 +248,13 @@ class Inferrer:
 
 
 def _on(identity: EngineIdentity, loaded: LoadedEngine) -> EngineIdentity:
-    return replace(identity, runtime=loaded.runtime, runtime_version=loaded.runtime_version, device=loaded.device)
+    return replace(
+        identity,
+        runtime=loaded.runtime,
+        runtime_version=loaded.runtime_version,
+        device=loaded.device,
+        degraded=loaded.degraded,
+    )
 
 
 def golden_fault(engine: EngineOnDuty, loaded: LoadedEngine) -> str:

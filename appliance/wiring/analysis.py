@@ -47,6 +47,7 @@ from appliance.wiring.common import (
     wait_until_proved,
 )
 from appliance.wiring.engines import EngineFacts
+from appliance.wiring.remotes import Remotes
 
 SHORTAGE_PAUSE_S = 2.0  # of the journal, or of somebody to read images
 LOOK_EVERY_S = 1.0
@@ -91,6 +92,7 @@ class Analysis:
                 memory_mb=config.analyse.memory_mb,
             )
         )
+        self._remotes = Remotes(config)
         self._facts = EngineFacts(
             engines=self._engines,
             loaded=self._loaded,
@@ -167,6 +169,7 @@ class Analysis:
 
     def _rest(self, worked: bool) -> None:
         self._freshen_reader()
+        self._remotes.tend(lambda: self._life.stopping.is_set() or self._inferrer.is_wanted)
         if worked:
             give_memory_back()
         self._go.wait(SLOW_POLL_S)
@@ -202,7 +205,7 @@ class Analysis:
                     fault = str(error)
                     continue
                 if not fault:
-                    self._loaded[engine.key] = candidate
+                    self._loaded[engine.key] = self._remotes.before(engine, candidate)
                     undo.pop_all()
                 break
         return fault

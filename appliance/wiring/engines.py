@@ -53,5 +53,7 @@ class EngineFacts:
                 "on_duty": True,
                 "publish": engine.publish,
                 "reason": why_not or ("" if serves else "not loaded"),
+                "device": self.loaded[engine.key].device if serves else "",
+                "degraded": self.loaded[engine.key].degraded if serves else "",
             }
         return {**unknown, **on_duty}

@@ -29,12 +29,14 @@ PROGRAMS = [
     for name in (
         "child.py",
         "onnx.py",
+        "kserve.py",
         "tensorrt.py",
         "cuda_memory.py",
         "cuda_probe.py",
         "plan_build.py",
     )
 ]
+LIBRARIES = {"onnx.py": {"onnxruntime"}, "kserve.py": {"grpc", "tritonclient"}}
 X = {"x": np.zeros(2, np.float32)}
 
 SCRIPT = f"""#!{sys.executable} -I
@@ -270,7 +272,7 @@ def modules(tree: ast.Module) -> Iterator[str]:
 def test_the_child_program_is_plain_python_3_10(program: Path) -> None:
     tree = ast.parse(program.read_text(), feature_version=(3, 10))
     imported = {name.partition(".")[0] for name in modules(tree)}
-    allowed = sys.stdlib_module_names | {"numpy"} | ({"onnxruntime"} if program.name == "onnx.py" else set())
+    allowed = sys.stdlib_module_names | {"numpy"} | LIBRARIES.get(program.name, set())
     of_ours = {f"appliance.runtimes.{path.stem}" for path in PROGRAMS} | {"appliance.runtimes"}
     assert imported - {"appliance"} <= allowed
     assert {name for name in modules(tree) if name.startswith("appliance")} <= of_ours

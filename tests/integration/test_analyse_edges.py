@@ -78,6 +78,7 @@ class Fake:
     runtime: str = "fake"
     runtime_version: str = "1"
     device: str = "none"
+    degraded: str = ""
     last_run_ms: float = 1.0
     ran: int = 0
 

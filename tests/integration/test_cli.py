@@ -277,17 +277,25 @@ def test_when_all_is_well_status_says_so(run: Run, site: Site) -> None:
     assert (told.code, told.out.splitlines()[0]) == (0, "All is well.")
 
 
-def test_an_engine_that_does_not_serve_is_told(run: Run, site: Site) -> None:
+@pytest.mark.parametrize(
+    ("fact", "words"),
+    [
+        (
+            {"serves": False, "reason": "altered: model.onnx", "since": "2026-11-24T08:00:00+00:00"},
+            ["AI OFF for ct-lesion@1: altered: model.onnx, since 2026-11-24T08:00:00+00:00"],
+        ),
+        (
+            {"serves": True, "reason": "", "since": "", "device": "CPU (a test)", "degraded": "the server is away"},
+            ["DEGRADED: ct-lesion@1: the server is away", "CPU (a test)"],
+        ),
+    ],
+)
+def test_an_engine_that_does_not_serve_or_not_where_it_should_is_told(
+    run: Run, site: Site, fact: dict[str, object], words: list[str]
+) -> None:
     site.config.write_text(site.config.read_text().replace("engines: []", "engines: [{id: ct-lesion}]"))
     bells = [Bell(site.folder / "var" / "run", name) for name in ("receive", "analyse", "forward")]
-    facts = {
-        "ct-lesion@1": {
-            "serves": False,
-            "publish": True,
-            "reason": "altered: model.onnx",
-            "since": "2026-11-24T08:00:00+00:00",
-        }
-    }
+    facts = {"ct-lesion@1": {"publish": True} | fact}
     (site.folder / "var" / "run" / "engines.json").write_text(json.dumps(facts))
     try:
         told = run("status", "--config", site.config)
@@ -295,7 +303,7 @@ def test_an_engine_that_does_not_serve_is_told(run: Run, site: Site) -> None:
         for bell in bells:
             bell.close()
     assert told.code == 1
-    assert "AI OFF for ct-lesion@1: altered: model.onnx, since 2026-11-24T08:00:00+00:00" in told.out
+    assert [one for one in words if one not in told.out] == []
 
 
 def test_a_changed_patient_identity_is_told_by_its_study(run: Run, site: Site) -> None:

@@ -99,6 +99,7 @@ def test_the_examples_in_the_shipped_configuration_work_without_their_hash(tmp_p
     text = text.replace("certificate: null", "certificate: ct01.trust.example")
     loaded = load_text(tmp_path, text)
     assert loaded.receive.tls is not None
+    assert loaded.engines[0].remote == config.Remote.model_validate({"url": "192.0.2.30:8001", "model": "ct-lesion"})
     assert loaded.alerts.webhook == config.Webhook.model_validate(
         {"url": "https://pager.trust.example/scanside", "secret": "credential:webhook-secret"}
     )

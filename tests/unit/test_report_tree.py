@@ -209,6 +209,15 @@ def test_every_group_names_the_engine_its_hashes_the_runtime_and_the_device(case
         ]
 
 
+@pytest.mark.promise("P8")
+def test_that_it_did_not_run_where_it_should_stands_beside_the_device() -> None:
+    case = context([finding(2)])
+    engine = replace(case.outcome.engine, degraded="the server is away")
+    degraded = replace(case, outcome=replace(case.outcome, engine=engine))
+    for group in groups_of(report_of(degraded)):
+        assert texts(group, PARAMETERS)[-2:] == ["device: CPU (test)", "degraded: the server is away"]
+
+
 @pytest.mark.promise("P6")
 @pytest.mark.parametrize("reason", Reason)
 def test_not_analysed_is_a_statement_with_its_reason(reason: Reason) -> None:

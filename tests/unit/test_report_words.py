@@ -96,6 +96,16 @@ def test_an_implausible_clock_and_a_revision_are_told() -> None:
     assert "Revision 3: replaces an earlier result of the same engine" in said
 
 
+@pytest.mark.promise("P8")
+def test_an_engine_that_did_not_run_where_it_should_is_a_warning() -> None:
+    why = "ct-lesion at 192.0.2.30:8001 was not used, this box ran it instead: UNAVAILABLE"
+    case = context()
+    degraded = replace(case, outcome=replace(case.outcome, engine=replace(case.outcome.engine, degraded=why)))
+    assert f"Degraded: {why}" in wording.warnings(degraded)
+    assert f"Degraded: {why}" in wording.remarks(degraded)
+    assert not [line for line in wording.remarks(case) if "egraded" in line]
+
+
 def test_finding_line_rounds_to_what_can_be_told_apart() -> None:
     line = wording.finding_line(context(), 1, NODULE)
     assert line == "1  Nodule, right, score 83%, 14.2 x 9.8 mm, 812 mm3"

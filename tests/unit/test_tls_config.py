@@ -203,6 +203,49 @@ def test_what_cannot_work_of_it(tmp_path: Path, text: str, expected: str) -> Non
     assert messages[0].startswith(expected)
 
 
+REMOTE = """\
+engines:
+  - id: ct-lesion
+    remote:
+      url: triton.trust.example:8001
+      model: ct-lesion
+      tls:
+        ca: ca.pem
+        certificate: box.pem
+        key: box.key
+"""
+
+
+def test_a_server_for_an_engine_may_be_asked_by_tls(tmp_path: Path) -> None:
+    (engine,) = config.load(write(tmp_path, REMOTE)).engines
+    assert engine.remote is not None
+    assert str(engine.remote.url) == "triton.trust.example:8001"
+    assert engine.remote.tls == config.RemoteTls(
+        ca=Source("ca.pem", tmp_path / "ca.pem"),
+        certificate=Source("box.pem", tmp_path / "box.pem"),
+        key=Source("box.key", tmp_path / "box.key"),
+        server_name=None,
+    )
+
+
+@pytest.mark.promise("P9")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (REMOTE.replace("        ca: ca.pem\n", ""), "6: engines[0].remote.tls.ca: missing; needed is: PEM file"),
+        (REMOTE.replace("        key: box.key\n", ""), "8: engines[0].remote.tls.certificate: needs 'key' beside it"),
+        (REMOTE + "        minimum_version: TLSv1.3\n", "10: engines[0].remote.tls.minimum_version: unknown key"),
+        (REMOTE.replace(":8001", ""), "4: engines[0].remote.url: 'triton.trust.example': write HOST:PORT"),
+        (REMOTE.replace("model: ct-lesion", "model: ../ct"), "5: engines[0].remote.model: '../ct'"),
+        (REMOTE + "      share: 1.5\n", "10: engines[0].remote.share: 1.5"),
+    ],
+)
+def test_what_cannot_work_of_such_a_server(tmp_path: Path, text: str, expected: str) -> None:
+    messages = errors_of(tmp_path, text)
+    assert len(messages) == 1, messages
+    assert messages[0].startswith(expected)
+
+
 # Into the files
 
 
@@ -324,6 +367,12 @@ def test_the_files_of_reports_are_looked_at_too(site: Path) -> None:
     assert remarks(site) == []
     (site / "ca.pem").unlink()
     assert complaints(site) == ["8: receive.peers[0].reports_tls.ca: ca.pem cannot be read: No such file or directory"]
+
+
+def test_the_files_of_an_engines_server_are_looked_at_too(site: Path) -> None:
+    write(site, REMOTE.replace("ca.pem", "nowhere.pem"))
+    expected = "7: engines[0].remote.tls.ca: nowhere.pem cannot be read: No such file or directory"
+    assert complaints(site) == [expected]
 
 
 def test_when_a_certificate_holds(papers: dict[str, Paper]) -> None:

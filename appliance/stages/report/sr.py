@@ -127,6 +127,7 @@ def _algorithm(context: ReportContext) -> sr.AlgorithmIdentification:
             f"model sha256: {engine.model_sha256}",
             f"runtime: {f'{engine.runtime} {engine.runtime_version}'.strip() or 'none'}",
             f"device: {engine.device or 'none'}",
+            *([f"degraded: {engine.degraded}"] if engine.degraded else []),
         ],
     )
 

@@ -59,6 +59,8 @@ def remarks(context: ReportContext) -> list[str]:
 def warnings(context: ReportContext) -> list[str]:
     """Sentences that limit how far the result may be trusted."""
     lines = [CORRECTION_TEXT] if context.corrects_identity else []
+    if degraded := context.outcome.engine.degraded:
+        lines.append(f"Degraded: {degraded}")
     if context.outcome.late:
         lines.append("Late: concluded after the deadline of its study")
     if context.implausible_clock:
