@@ -13,6 +13,7 @@ ScansideError
 │   └── DestinationRefused          the lane suspends, probes and resumes; no delivery changes state
 ├── CertificateUnusable         a certificate or key of ours cannot be used: no connection without it
 ├── PackageInvalid              an engine package is not what its manifest says: not loaded
+├── EngineRefused               a release of an engine may not do what was asked: nothing was changed
 ├── CannotAnalyse               an engine cannot take this input: "not analysed: reason"
 ├── CannotRecode                an object cannot be had in another transfer syntax: as stored, or held
 └── RuntimeFailed               the runtime child failed or was killed at its deadline
@@ -94,6 +95,10 @@ class CertificateUnusable(ScansideError):
 
 class PackageInvalid(ScansideError):
     """An engine package is incomplete, altered or malformed."""
+
+
+class EngineRefused(ScansideError):
+    """A release of an engine cannot be had, or may not serve; the text says why, and what to do."""
 
 
 class CannotAnalyse(ScansideError):

@@ -231,3 +231,29 @@ class Runtime(Protocol):
     def load(self, model: Path, sha256: str) -> LoadedEngine:
         """Load a model file whose bytes must hash to `sha256`. Raises RuntimeFailed."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltPlan:
+    """An engine compiled for this device: a file that is on the disk, whole."""
+
+    path: Path
+    sha256: str
+    key: str  #: what it was built for and with; another key is another plan
+
+
+class PlanBuilder(Protocol):
+    """Something that compiles a model for this device, in a child process of low priority. Never on a study's way."""
+
+    def probe(self) -> str:
+        """Why it cannot build here, in words; "" if it can. Never crashes the caller."""
+        ...
+
+    def build(
+        self, model: Path, sha256: str, folder: Path, progress: Callable[[str, int, int], None], deadline_s: float, /
+    ) -> BuiltPlan:
+        """Compile a model file whose bytes must hash to `sha256` into `folder`, atomically, by the deadline.
+
+        `progress` is told a phase, and how many steps of it are done, of how many. Raises RuntimeFailed.
+        """
+        ...

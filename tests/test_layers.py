@@ -13,7 +13,8 @@ ROWS = (
     "errors",
     "model states certificates",
     "ports config engine_package engine_manifest engine_ops routing disk backoff latch",
-    "journal spool file_head wakeup life logs dimse imaging phantom",
+    "engine_signature",
+    "journal engine_store spool file_head wakeup life logs dimse imaging phantom",
     "stages runtimes destinations scanner",
     "board watch",
     "wiring",
@@ -40,6 +41,7 @@ FENCES = {
     "systemd": ("daemon",),
     "httpx": ("destinations.stow_wire",),
     "httpcore": ("destinations.stow_wire",),
+    "model_signing": ("engine_signature",),
     "pickle": (),
 }
 
