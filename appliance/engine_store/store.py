@@ -121,6 +121,8 @@ class EngineStore:
         _make(home)
         with self._changing(manifest.id) as change:
             known = change.book.releases.get(release)
+            if known is not None and known.package_sha256 != package.package_sha256:  # names are cut, and can be made
+                raise PackageInvalid(f"another package has the name {release} already: its version must be another")
             if known is None or not (home / release).is_dir():
                 self._settle(package.folder, home / release)
             if known is None:

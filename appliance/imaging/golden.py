@@ -151,7 +151,7 @@ def _bare(array: Array) -> Array:
     """Without batch and channel."""
     if array.ndim < 4 or array.shape[:2] != (1, 1):
         raise ValueError("no image of one channel")
-    return array[0, 0]
+    return array.reshape(array.shape[2:])
 
 
 def _spacing_mm(manifest: Manifest) -> float:

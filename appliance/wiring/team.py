@@ -195,13 +195,14 @@ class Team:
     def _show(self) -> None:
         """To everybody, all at once; children that nobody needs any more end."""
         posts = [post for each in self._posts.values() for post in each]
+        serving = [post for post in posts if not post.fault and post.child_key in self._children]
         self.loaded.clear()
-        self.loaded.update({p.engine.key: self._children[p.child_key] for p in posts if p.child_key in self._children})
+        self.loaded.update({post.engine.key: self._children[post.child_key] for post in serving})
         self.unfit.clear()
         self.unfit.update(self._unknown | {post.engine.key: post.fault for post in posts if post.fault})
         self._former.exchange([one for options in self._options for one in self._away(options)])
         self.engines.exchange([post.engine for post in posts])
-        for key in self._children.keys() - {post.child_key for post in posts}:
+        for key in self._children.keys() - {post.child_key for post in serving}:
             self._children.pop(key).close()
             self._tested.pop(key, None)
 
@@ -266,7 +267,9 @@ class Team:
         return not any(gone)
 
     def _give_way(self, key: str, why: str, subject: Subject) -> None:
-        post = next(post for post in self._serving() if post.engine.key == key)
+        post = next((post for post in self._serving() if post.engine.key == key), None)
+        if post is None:
+            return
         self._take_back(post, why, subject, or_off=True)
         self._change(next(one for one in self._options if one.id == post.named.engine_id))
 
