@@ -28,8 +28,8 @@ from tests.slices import film, save
 from tests.waiting import eventually
 
 DX = str(DigitalXRayImageStorageForPresentation)
-READY_S, FLOWED_S, CONCLUDED_S = 60.0, 30.0, 90.0
-SHORT_S = 8.0  # the deadline of the engine that is let hang
+READY_S, FLOWED_S, CONCLUDED_S = 90.0, 40.0, 100.0
+SHORT_S = 6.0  # the deadline of the engine that is let hang
 OTHERS = 4  # images that no engine reads
 MEMORY_MB = 600
 

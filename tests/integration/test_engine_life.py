@@ -76,7 +76,7 @@ def packed(site: Path, recipe: Recipe = Recipe()) -> Path:  # noqa: B008 - froze
 
 def stage(run: Run, release: str) -> str:
     rows = run("engines", "list", "--json").document["engines"]
-    return next(row["stage"] for row in rows if row["release"] == release)
+    return next(str(row["stage"]) for row in rows if row["release"] == release)
 
 
 @pytest.mark.promise("P8")
