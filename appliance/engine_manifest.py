@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -66,6 +66,17 @@ class LengthRange(ManifestPart):
         return self
 
 
+class AgeRange(ManifestPart):
+    min: Annotated[float, Field(ge=0, le=150)] = 0.0
+    max: Annotated[float, Field(ge=0, le=150)] = 150.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("min must not be above max")
+        return self
+
+
 class Accepts(ManifestPart):
     """`modality` and `sop_class` decide whether the engine is responsible at all; outside the rest is unsuitable."""
 
@@ -77,6 +88,7 @@ class Accepts(ManifestPart):
     orientation: Literal["axial", "coronal", "sagittal"] | None = None  #: of slices; of a film that states its own
     slices: CountRange | None = None
     spacing_mm: LengthRange | None = None  #: distance between slices
+    age_years: AgeRange | None = None  #: of the patient, as the images state it (0010,1010)
 
 
 class Prefer(ManifestPart):
@@ -104,6 +116,29 @@ class Tensor(ManifestPart):
     shape: Annotated[tuple[Annotated[int, Field(ge=-1, le=2**31)], ...], Field(max_length=8)]
 
 
+Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(max_length=8)]
+
+
+class InputTensor(Tensor):
+    """An input, and the shapes that a compiled plan must take: all three where `shape` leaves a length open."""
+
+    min: Shape | None = None
+    opt: Shape | None = None  #: the one to be quick with
+    max: Shape | None = None
+
+    @model_validator(mode="after")
+    def _one_profile(self) -> Self:
+        given = [shape for shape in (self.min, self.opt, self.max) if shape is not None]
+        if given and len(given) < 3:
+            raise ValueError("min, opt and max belong together")
+        for shape in given:
+            if len(shape) != len(self.shape) or any(s not in (-1, n) for s, n in zip(self.shape, shape, strict=True)):
+                raise ValueError(f"{list(shape)} does not fit the shape {list(self.shape)}")
+        if any(sorted(lengths) != list(lengths) for lengths in zip(*given, strict=True)):
+            raise ValueError("each length must grow from min over opt to max")
+        return self
+
+
 class Code(ManifestPart):
     """A coded concept (PS3.3 8.8)."""
 
@@ -126,6 +161,28 @@ class Golden(ManifestPart):
     rtol: Tolerance
 
 
+class Tolerances(ManifestPart):
+    """Of golden cases that state none; what the numbers decide must be the same in any case."""
+
+    atol: Tolerance
+    rtol: Tolerance
+
+
+class Precision(StrEnum):
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"  #: with Q/DQ nodes
+
+
+class Variant(ManifestPart):
+    """The same model in another precision, inputs and outputs as they are; how far it may be from the golden cases."""
+
+    file: RelativeFile
+    atol: Tolerance
+    rtol: Tolerance
+
+
+Inputs = Annotated[tuple[InputTensor, ...], Field(min_length=1, max_length=32)]
 Tensors = Annotated[tuple[Tensor, ...], Field(min_length=1, max_length=32)]
 Files = Annotated[dict[RelativeFile, Sha256], Field(min_length=1, max_length=MAX_FILES)]
 
@@ -146,14 +203,28 @@ class Manifest(ManifestPart):
     one_per: Literal["study"] | None = None
     prefer: Prefer | None = None
     accepts: Accepts
-    inputs: Tensors
+    inputs: Inputs
     preprocess: Annotated[tuple[Preprocess, ...], Field(max_length=32)]
     outputs: Tensors
     postprocess: Postprocess
     labels: Annotated[dict[Name, Label], Field(min_length=1, max_length=256)]
+    tolerances: Tolerances | None = None
     golden: Annotated[tuple[Golden, ...], Field(min_length=1, max_length=64)]
     model: RelativeFile
+    variants: Annotated[dict[Precision, Variant], Field(max_length=len(Precision), default_factory=dict)]
     files: Files
+
+    @model_validator(mode="before")
+    @classmethod
+    def _give_golden_cases_their_tolerances(cls, data: Any) -> Any:
+        """Those that state none of their own."""
+        if not isinstance(data, dict):
+            return data
+        common, cases = data.get("tolerances"), data.get("golden")
+        if not isinstance(common, dict) or not isinstance(cases, list):
+            return data
+        known = {key: common[key] for key in ("atol", "rtol") if key in common}
+        return data | {"golden": [known | case if isinstance(case, dict) else case for case in cases]}
 
 
 def contradictions(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
@@ -170,6 +241,7 @@ def contradictions(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
     yield from _unknown_names(manifest)
     named: list[tuple[KeyPath, str]] = [(("model",), manifest.model)]
     named += [(("golden", index, "case"), golden.case) for index, golden in enumerate(manifest.golden)]
+    named += [(("variants", name, "file"), variant.file) for name, variant in manifest.variants.items()]
     yield from ((path, f"{name} is not listed in files") for path, name in named if name not in manifest.files)
 
 

@@ -21,6 +21,7 @@ from appliance.engine_manifest import MAX_FILES, Files, KeyPath, Manifest, contr
 from appliance.errors import PackageInvalid
 
 MANIFEST = "engine.yaml"
+SIGNATURE = "engine.sig"  #: over all the other files; may be there, and is not listed
 MAX_MANIFEST_BYTES = 256 * 1024
 MAX_NESTING = 16
 MAX_FOLDER_DEPTH = 4
@@ -59,7 +60,7 @@ def load(folder: Path) -> EnginePackage:
     """
     try:
         folder = folder.resolve(strict=True)
-        raw = _read_plain(folder / MANIFEST, MAX_MANIFEST_BYTES)
+        raw = read_plain(folder / MANIFEST, MAX_MANIFEST_BYTES)
         document = _parse(raw)
         manifest, errors = _validate(document)
         errors += _file_errors(folder, document)
@@ -76,7 +77,7 @@ def load_manifest(folder: Path) -> EnginePackage:
     Nothing of it may be run. Raises PackageInvalid where not even the manifest can be read or agrees with itself.
     """
     try:
-        raw = _read_plain(folder / MANIFEST, MAX_MANIFEST_BYTES)
+        raw = read_plain(folder / MANIFEST, MAX_MANIFEST_BYTES)
     except OSError as error:
         raise PackageInvalid(f"{error.filename or folder}: {error.strerror or error}") from error
     manifest, errors = _validate(_parse(raw))
@@ -85,7 +86,7 @@ def load_manifest(folder: Path) -> EnginePackage:
     return EnginePackage(manifest=manifest, folder=folder, package_sha256=hashlib.sha256(raw).hexdigest())
 
 
-def _open_plain(path: Path) -> int:
+def open_plain(path: Path) -> int:
     """A descriptor of a plain file: a link, or a pipe that would never end, is refused, and opening never blocks."""
     if path.is_symlink():
         raise PackageInvalid(f"{path.name}: links are refused")
@@ -96,8 +97,8 @@ def _open_plain(path: Path) -> int:
     raise PackageInvalid(f"{path.name}: not a plain file")
 
 
-def _read_plain(path: Path, limit: int) -> bytes:
-    with open(_open_plain(path), "rb") as file:
+def read_plain(path: Path, limit: int) -> bytes:
+    with open(open_plain(path), "rb") as file:
         raw = file.read(limit + 1)
     if len(raw) > limit:
         raise PackageInvalid(f"{path.name}: over {limit} bytes")
@@ -216,20 +217,23 @@ def _file_errors(folder: Path, document: _Document) -> list[str]:
         listed = TypeAdapter(Files).validate_python(document.data.get("files"))
     except ValidationError:
         return []  # told by _validate
-    found, errors = _survey(folder)
+    found, errors = survey(folder)
     errors += [document.error(("files", name), "no such file") for name in sorted(listed.keys() - found.keys())]
     errors += [f"{name}: not listed in files" for name in sorted(found.keys() - listed.keys())]
     if sum(found.values()) > MAX_PACKAGE_BYTES:
         return [*errors, f"the files are over {MAX_PACKAGE_BYTES} bytes together"]
     for name in sorted(listed.keys() & found.keys()):
-        with open(_open_plain(folder / name), "rb") as file:
+        with open(open_plain(folder / name), "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != listed[name]:
                 errors.append(document.error(("files", name), "altered: its sha256 is another"))
     return errors
 
 
-def _survey(folder: Path) -> tuple[dict[str, int], list[str]]:
-    """Sizes of the plain files below the folder, hidden ones and the manifest left out; and what is no plain file."""
+def survey(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Sizes of the plain files below the folder, without hidden ones, manifest and signature; and what is none.
+
+    Raises PackageInvalid where folders are nested too deeply, OSError.
+    """
     found: dict[str, int] = {}
     errors: list[str] = []
     for count, entry in enumerate(_walk(folder, MAX_FOLDER_DEPTH)):
@@ -243,6 +247,7 @@ def _survey(folder: Path) -> tuple[dict[str, int], list[str]]:
         elif not entry.is_dir(follow_symlinks=False):
             errors.append(f"{name}: not a plain file")
     found.pop(MANIFEST, None)
+    found.pop(SIGNATURE, None)
     return found, errors
 
 

@@ -14,6 +14,7 @@ ScansideError
 ├── CertificateUnusable         a certificate or key of ours cannot be used: no connection without it
 ├── PackageInvalid              an engine package is not what its manifest says: not loaded
 ├── PlanRefused                 a plan on the disk is not for this machine, or not whole: built again
+├── EngineRefused               a release of an engine may not do what was asked: nothing was changed
 ├── CannotAnalyse               an engine cannot take this input: "not analysed: reason"
 ├── CannotRecode                an object cannot be had in another transfer syntax: as stored, or held
 └── RuntimeFailed               the runtime child failed or was killed at its deadline
@@ -99,6 +100,10 @@ class PackageInvalid(ScansideError):
 
 class PlanRefused(ScansideError):
     """A plan is missing, cut short, altered, or was built for something else: not loaded, but built again."""
+
+
+class EngineRefused(ScansideError):
+    """A release of an engine cannot be had, or may not serve; the text says why, and what to do."""
 
 
 class CannotAnalyse(ScansideError):

@@ -1,8 +1,8 @@
-"""The three state machines, as data. Everything that decides a transition lives in this file.
+"""The state machines, as data. Everything that decides a transition lives in this file.
 
 An instance has no state: once recorded it is a fact. SERIES is owned by receive, JOB by analyse, DELIVERY by
-forward. `step` is the only way to a new state: an illegal transition raises, and nothing happens. The README's
-diagram is printed from these tables.
+forward, ENGINE by the store of engines. `step` is the only way to a new state: an illegal transition raises, and
+nothing happens. The README's diagram is printed from these tables.
 """
 
 from collections.abc import Mapping
@@ -60,6 +60,19 @@ class ProofState(StrEnum):
     ANSWERED = "answered"  #: it has spoken of every reference
 
 
+class EngineStage(StrEnum):
+    """How far a release of an engine has come on this machine."""
+
+    IMPORTED = "imported"  #: here, every byte as its manifest says
+    VALIDATED = "validated"  #: right on its golden cases, on the processor
+    BUILT = "built"  #: compiled for this device
+    VERIFIED = "verified"  #: right on its golden cases on what will run it, and measured
+    SHADOW = "shadow"  #: runs and is recorded; nothing leaves the box
+    ACTIVE = "active"  #: the one whose results count
+    RETIRED = "retired"  #: served, and may again
+    REFUSED = "refused"  #: found wrong; serves no more unless it is checked anew
+
+
 class Event(StrEnum):
     EVIDENCE = "evidence"
     INSTANCE_ARRIVED = "instance_arrived"
@@ -84,6 +97,12 @@ class Event(StrEnum):
     PROMISE = "promise"
     LAPSE = "lapse"
     ANSWER = "answer"
+    VALIDATE = "validate"
+    BUILD = "build"
+    VERIFY = "verify"
+    SHADOW = "shadow"
+    ACTIVATE = "activate"
+    RETIRE = "retire"
 
 
 S = TypeVar("S", bound=StrEnum)
@@ -187,6 +206,34 @@ PROOF = Machine(
         (ProofState.LAPSED, Event.ANSWER): ProofState.ANSWERED,
     },
     final=frozenset({ProofState.ANSWERED}),
+)
+
+_E = EngineStage
+_PROVED = (_E.VERIFIED, _E.SHADOW, _E.ACTIVE, _E.RETIRED)
+#: Of each release of an engine, by itself: at most one of an engine is active, and one in shadow (engine_store).
+ENGINE = Machine(
+    name="engine",
+    initial=_E.IMPORTED,
+    steps={
+        (_E.IMPORTED, Event.VALIDATE): _E.VALIDATED,
+        (_E.REFUSED, Event.VALIDATE): _E.VALIDATED,
+        (_E.VALIDATED, Event.BUILD): _E.BUILT,
+        (_E.VALIDATED, Event.VERIFY): _E.VERIFIED,  # nothing here compiles it: the processor serves
+        (_E.BUILT, Event.VERIFY): _E.VERIFIED,
+        (_E.VERIFIED, Event.BUILD): _E.BUILT,
+        (_E.VERIFIED, Event.SHADOW): _E.SHADOW,
+        (_E.RETIRED, Event.SHADOW): _E.SHADOW,
+        (_E.VERIFIED, Event.ACTIVATE): _E.ACTIVE,
+        (_E.SHADOW, Event.ACTIVATE): _E.ACTIVE,
+        (_E.RETIRED, Event.ACTIVATE): _E.ACTIVE,
+        (_E.SHADOW, Event.RETIRE): _E.RETIRED,
+        (_E.ACTIVE, Event.RETIRE): _E.RETIRED,
+        **{(stage, Event.VALIDATE): stage for stage in (_E.VALIDATED, _E.BUILT, *_PROVED)},  # once more, and right
+        **{(stage, Event.BUILD): stage for stage in (_E.BUILT, _E.SHADOW, _E.ACTIVE, _E.RETIRED)},  # for another driver
+        **{(stage, Event.VERIFY): stage for stage in _PROVED},
+        **{(stage, Event.REFUSE): _E.REFUSED for stage in _E},
+    },
+    final=frozenset({_E.RETIRED, _E.REFUSED}),
 )
 
 #: Of what this appliance is for; the three above are how it asks and is asked.

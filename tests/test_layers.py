@@ -13,7 +13,8 @@ ROWS = (
     "errors",
     "model states certificates",
     "ports config engine_package engine_manifest engine_ops routing disk digest backoff latch",
-    "journal spool file_head wakeup life logs dimse imaging phantom",
+    "engine_signature",
+    "journal engine_store spool file_head wakeup life logs dimse imaging phantom",
     "stages runtimes destinations scanner",
     "board watch",
     "wiring",
@@ -45,6 +46,7 @@ FENCES = {
     "httpx": ("destinations.stow_wire",),
     "httpcore": ("destinations.stow_wire",),
     "blake3": ("digest",),
+    "model_signing": ("engine_signature",),
     "pickle": (),
 }
 

@@ -1,35 +1,56 @@
-"""engines: the packages under engines_dir, and whether each is what its manifest says."""
+"""engines: what is there, what of it serves, and how a release comes to serve."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import typer
 
 from appliance import engine_package
+from appliance.cli import engine_steps
 from appliance.cli.opening import FAILED, ConfigOption, JsonOption, load_config, teaching
 from appliance.cli.tables import Column, Output
 from appliance.config import Config, EngineMode
-from appliance.errors import PackageInvalid
+from appliance.engine_store.book import SHIPPED, Book
+from appliance.engine_store.store import EngineStore, Named
+from appliance.errors import CertificateUnusable, EngineRefused, PackageInvalid
+from appliance.wiring.engines import engine_store
 
 app = typer.Typer(rich_markup_mode=None)
 engines = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Look after the engine packages.",
-    epilog=teaching("scanside engines list", failed="see each command"),
+    help="Look after the engines: import a release, prove it, let it serve, go back to the one before.",
+    epilog=teaching(
+        "scanside engines list",
+        "scanside engines import ./ct-lesion-0.2.0.zip",
+        "scanside engines check ct-lesion       its golden cases, on the processor",
+        "scanside engines build ct-lesion       compile it for this device, where that can be",
+        "scanside engines verify ct-lesion      prove it on what will run it, and measure it",
+        "scanside engines activate ct-lesion    from the next study on",
+        "scanside engines rollback ct-lesion    and back again",
+        failed="see each command",
+    ),
 )
 app.add_typer(engines, name="engines")
+engine_steps.add_to(engines)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
+    """A release. `valid`: every byte as its manifest says."""
+
     id: str
     version: str = ""
+    release: str = ""  #: VERSION-SHA12; shipped: it lies in engines_dir, and was not imported
     status: str = ""  #: reference or site_accepted
     mode: str  #: shadow, publish, off, or "" where the configuration does not name it
+    stage: str = ""  #: how far an imported one has come
+    place: str = ""  #: active, shadow, off (it was turned off), or "" where it has none
     title: str = ""
     valid: bool
     why_not: str = ""
     package_sha256: str = ""
+    last: str = ""  #: the last that happened to it
 
 
 @engines.command(
@@ -37,54 +58,94 @@ class Listed:
     epilog=teaching(
         "scanside engines list --config config/scanside.yaml",
         "scanside engines list --json",
-        failed="an engine that the configuration uses is not valid",
+        "scanside trace ct-lesion     its whole history",
+        failed="an engine that the configuration uses is not valid, or was turned off or rolled back by itself",
     ),
 )
 def list_engines(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List the engines, each file checked against its hash.
 
-    Shows those that the configuration names and those that lie in its engines_dir. Whether a valid one also serves,
-    after its golden cases, is told by `scanside status`.
+    Shows those that the configuration names, those that lie in its engines_dir, and every release that was imported:
+    how far it has come, and which of them serves. Whether it does so just now, after its golden cases, is told by
+    `scanside status`.
     """
     loaded, output = load_config(config), Output(as_json=as_json)
-    found = [_listed(loaded, name) for name in _names(loaded)]
-    output.document({"engines": [asdict(one) for one in found]})
+    store = engine_store(loaded)
+    found = [one for name in _names(loaded, store) for one in _listed(loaded, store, name)]
+    alarms = {name: alarm for name in _names(loaded, store) if (alarm := _alarm(store, name))}
+    output.document({"engines": [asdict(one) for one in found], "alarms": alarms})
     if not found:
         output.line(f"No engines in {loaded.engines_dir}, none configured.")
-    output.table(
-        [Column("id", style="bold"), Column("version"), Column("status"), Column("mode"), Column("valid")],
-        [(one.id, one.version, one.status, one.mode or "(not used)", "yes" if one.valid else "NO") for one in found],
-    )
+    columns = [Column(name) for name in ("release", "status", "mode", "stage", "serves", "valid")]
+    output.table([Column("id", style="bold"), *columns], [_row(one) for one in found])
     for one in found:
         if not one.valid:
-            output.line(f"{one.id} is not valid:", style="bold red")
+            output.line(f"{one.id} {one.release} is not valid:", style="bold red")
             for line in one.why_not.splitlines():
                 output.line(f"  {line}")
-    if any(not one.valid and one.mode not in ("", EngineMode.OFF) for one in found):
+    for alarm in alarms.values():
+        output.line(f"! {alarm}", style="bold red")
+    wrong = [one for one in found if not one.valid and one.place and one.mode not in ("", EngineMode.OFF)]
+    if wrong or alarms:
         raise typer.Exit(FAILED)
 
 
-def _names(config: Config) -> list[str]:
-    """The configured ones in their order, then others that lie there."""
+def _row(one: Listed) -> tuple[object, ...]:
+    release = f"{one.version} ({one.release})" if one.release == SHIPPED else one.release
+    return one.id, release, one.status, one.mode or "(not used)", one.stage, one.place, "yes" if one.valid else "NO"
+
+
+def _names(config: Config, store: EngineStore) -> list[str]:
+    """The configured ones in their order, then others that lie there or were imported."""
     configured = [one.id for one in config.engines]
     folder = config.engines_dir
     lying = sorted(path.parent.name for path in folder.glob(f"*/{engine_package.MANIFEST}")) if folder.is_dir() else []
-    return list(dict.fromkeys([*configured, *lying]))
+    return list(dict.fromkeys([*configured, *lying, *store.ids()]))
 
 
-def _listed(config: Config, name: str) -> Listed:
-    options = config.engine(name)
-    mode = options.mode if options else ""
+def _alarm(store: EngineStore, name: str) -> str:
     try:
-        package = engine_package.load(config.engines_dir / name)
-    except PackageInvalid as error:
-        return Listed(id=name, mode=mode, valid=False, why_not=str(error))
+        return store.book(name).alarm
+    except EngineRefused as error:
+        return str(error)
+
+
+def _listed(config: Config, store: EngineStore, name: str) -> Iterator[Listed]:
+    try:
+        book = store.book(name)
+    except EngineRefused:
+        book = Book()
+    for release in (SHIPPED, *book.releases):
+        stage = book.releases[release].stage if release in book.releases else None
+        folder = store.root / name / release if stage else config.engines_dir / name
+        is_wanted = not book.releases or folder.is_dir()  # one that only was imported is in no engines_dir
+        if stage or is_wanted:
+            named = Named(engine_id=name, release=release, folder=folder, stage=stage)
+            yield _one(config, store, named, book)
+
+
+def _one(config: Config, store: EngineStore, named: Named, book: Book) -> Listed:
+    options = config.engine(named.engine_id)
+    places = {book.stopped: "off", book.shadow: "shadow", book.active: "active"}
+    lines = [line for line in book.history if line.release == named.release]
+    known = {
+        "id": named.engine_id,
+        "release": named.release,
+        "mode": options.mode if options else "",
+        "stage": named.stage or "",
+        "place": places.get(named.release, ""),
+        "last": f"{lines[-1].at} {lines[-1].event} by {lines[-1].by}: {lines[-1].why}" if lines else "",
+    }
+    try:
+        package = store.load(named)
+    except (PackageInvalid, EngineRefused, CertificateUnusable) as error:
+        version = book.releases[named.release].version if named.stage else ""
+        return Listed(**known, version=version, valid=False, why_not=str(error))
     manifest = package.manifest
     return Listed(
-        id=manifest.id,
+        **known,
         version=manifest.version,
         status=manifest.status,
-        mode=mode,
         title=manifest.title,
         valid=True,
         package_sha256=package.package_sha256,

@@ -107,8 +107,13 @@ def person(named: str) -> str:
 
 def ring_forward(config: Config) -> None:
     """Wake the forward process: there is something new to send."""
+    ring(config, "forward")
+
+
+def ring(config: Config, name: str) -> None:
+    """Wake a process of the appliance, if it is there."""
     bell = Bell(config.run_dir, f"cli-{os.getpid()}")
-    bell.ring("forward")
+    bell.ring(name)
     bell.close()
 
 

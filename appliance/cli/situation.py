@@ -16,7 +16,7 @@ from appliance.cli.opening import open_journal
 from appliance.cli.tables import plural, size_of, span_of
 from appliance.cli.unproven import Proving, complaints
 from appliance.config import Config, EngineMode
-from appliance.errors import OutOfResources, StoreFailed
+from appliance.errors import EngineRefused, OutOfResources, StoreFailed
 from appliance.journal import intake
 from appliance.journal.identity import AlarmEvent
 from appliance.journal.intake import Intake
@@ -25,6 +25,7 @@ from appliance.journal.performed import Awaited
 from appliance.latch import latched
 from appliance.wakeup import is_listening
 from appliance.wiring.common import HOUR_MS, MB, PROCESSES
+from appliance.wiring.engines import engine_store
 
 WAL_ALARM = 64 * MB
 AWAITED_MS = 60_000
@@ -65,6 +66,7 @@ class Situation:
     reports: Mapping[str, Any]  #: AE title that asked for storage commitment -> {state, reason}
     proofs: Mapping[str, Any]  #: destination that must answer for what it got -> {state, reason}
     engines: Mapping[str, Any]  #: id@version -> {serves, publish, reason}
+    engine_alarms: Mapping[str, str]  #: id -> what was taken back or turned off by itself, until a person decides
     engines_told: bool  #: whether the analyse process has verified its engines yet
     latched: str  #: why nothing may be stored any more, or ""
     disk: Disk
@@ -95,6 +97,7 @@ def look(config: Config) -> Situation:
         reports=(_facts(config, "reports") or {}) if processes["forward"] else {},
         proofs=(_facts(config, "proofs") or {}) if processes["forward"] else {},
         engines=engines or {},
+        engine_alarms=_engine_alarms(config),
         engines_told=engines is not None,
         latched=latched(config.spool_dir),
         disk=_disk(config, book.intake),
@@ -140,6 +143,16 @@ def _facts(config: Config, name: str) -> dict[str, Any] | None:
     return told if isinstance(told, dict) else None
 
 
+def _engine_alarms(config: Config) -> dict[str, str]:
+    store, found = engine_store(config), {}
+    for engine in config.engines:
+        try:
+            found[engine.id] = store.book(engine.id).alarm
+        except EngineRefused as error:
+            found[engine.id] = str(error)
+    return {engine_id: alarm for engine_id, alarm in found.items() if alarm}
+
+
 def _disk(config: Config, came: Intake | None) -> Disk:
     folder = config.state_dir
     while not folder.exists():
@@ -165,6 +178,7 @@ def attentions(config: Config, now: Situation) -> list[Attention]:
         *_identities(now),
         *_processes(now),
         *_engines(config, now),
+        *_engine_alarms_told(now),
         *_certificate(now, datetime.now(UTC)),
         *_lanes(config, now),
         *_held(now),
@@ -283,6 +297,16 @@ def _engines(config: Config, now: Situation) -> list[Attention]:
         )
         for key, fact in now.engines.items()
         if not fact["serves"]
+    ]
+
+
+def _engine_alarms_told(now: Situation) -> list[Attention]:
+    return [
+        Attention(
+            what=f"ENGINE TAKEN BACK: {alarm}",
+            do=f"`scanside trace {engine_id}` tells its history. Decide: `scanside engines activate` or `rollback`.",
+        )
+        for engine_id, alarm in now.engine_alarms.items()
     ]
 
 

@@ -48,6 +48,7 @@ def _document(path: Path, config: Config, now: Situation, needs: list[Attention]
         "processes": dict(now.processes),
         "receive": {"ae_title": config.ae_title, "bind": str(config.receive.bind), "port": now.port, **_doors(now)},
         "engines": dict(now.engines),
+        "engine_alarms": dict(now.engine_alarms),
         "lanes": dict(now.lanes),
         "reports": dict(now.reports),
         "proofs": dict(now.proofs),

@@ -68,6 +68,23 @@ class Output:
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     @contextmanager
+    def phases(self) -> Iterator[Callable[[str, int, int], None]]:
+        """As `progress`, of work in several phases: the function takes the name of the phase, too."""
+        with self.progress("") as bar:
+            if not self.is_terminal:
+                yield lambda _phase, _done, _total: None
+                return
+            said = set[str]()
+
+            def tell(phase: str, done: int, total: int) -> None:
+                if phase not in said:
+                    said.add(phase)
+                    self.line(phase, style="dim")
+                bar(done, total)
+
+            yield tell
+
+    @contextmanager
     def waiting(self) -> Iterator[Callable[[str], None]]:
         """Yields a function that tells each step as a line with the seconds so far; a spinner shows that it goes on."""
         begun = time.monotonic()

@@ -1,5 +1,6 @@
 """trace: the history of one UID (P11)."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -8,10 +9,12 @@ import typer
 
 from appliance.cli.opening import ConfigOption, JsonOption, load_config, open_journal, teaching
 from appliance.cli.tables import Column, Output, plural
+from appliance.config import Config
 from appliance.config.values import uid as checked_uid
 from appliance.errors import ScansideError
 from appliance.journal import history
 from appliance.model import HistoryLine
+from appliance.wiring.engines import engine_store
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -20,20 +23,24 @@ app = typer.Typer(rich_markup_mode=None)
     epilog=teaching(
         "scanside trace 1.2.826.0.1.3680043.8.498.1",
         "scanside trace 1.2.826.0.1.3680043.8.498.1 --full",
-        failed="nothing is known of the UID",
+        "scanside trace ct-lesion",
+        failed="nothing is known of it",
     )
 )
 def trace(
-    uid: Annotated[str, typer.Argument(metavar="UID", help="A Study, Series or SOP Instance UID.")],
+    uid: Annotated[str, typer.Argument(metavar="UID", help="A Study, Series or SOP Instance UID, or an engine's id.")],
     config: ConfigOption = None,
     full: Annotated[bool, typer.Option("--full", help="Each line by itself, none summed up.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Everything that happened to a study, series or instance.
+    """Everything that happened to a study, series or instance, or to the releases of an engine.
 
     Times are UTC; milliseconds count from the first line. Of a study or series, what happened alike to many instances
     is summed up in one line. Names no patients.
     """
+    if re.search("[a-z]", uid):
+        _trace_engine(load_config(config), uid.partition("@")[0], Output(as_json=as_json))
+        return
     try:
         uid = checked_uid(uid.strip())
     except ValueError as error:
@@ -49,6 +56,21 @@ def trace(
     output.table(
         [Column("UTC"), Column("ms", right=True), Column("process"), Column("event", style="bold"), Column("detail")],
         rows,
+    )
+    output.line(f"{plural(len(lines), 'line')} of history", style="dim")
+
+
+def _trace_engine(config: Config, engine_id: str, output: Output) -> None:
+    """Of each release: who did what, and why. Raises ScansideError."""
+    store = engine_store(config)
+    if engine_id not in store.ids():
+        raise ScansideError(f"nothing is known of {engine_id}: no UID, and no release of such an engine was imported")
+    book = store.book(engine_id)
+    lines = [line.model_dump() for line in book.history]
+    output.document({"engine": engine_id, "active": book.active, "shadow": book.shadow, "lines": lines})
+    output.table(
+        [Column("UTC"), Column("release"), Column("event", style="bold"), Column("stage"), Column("by"), Column("why")],
+        [(one.at[:23], one.release, one.event, one.stage, one.by, one.why) for one in book.history],
     )
     output.line(f"{plural(len(lines), 'line')} of history", style="dim")
 

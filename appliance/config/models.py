@@ -126,6 +126,15 @@ class Analyse(Options):
     read_memory_mb: int = Field(
         default=4_096, ge=1_024, le=1_048_576, description="megabytes of memory that reading images may use"
     )
+    failures: int = Field(
+        default=5,
+        ge=0,
+        le=1_000,
+        description="studies in a row that an engine may fail on, then it is rolled back; 0: any",
+    )
+    self_test_h: float = Field(
+        default=24, ge=0, le=8_760, description="hours between self-tests of an engine that serves; 0: none"
+    )
 
 
 class PriorityRule(Options):
@@ -168,6 +177,9 @@ class Config(Options):
     reserve: Reserve = Field(default=Reserve(), description="group: what stays free")
     series: SeriesRules = Field(default=SeriesRules(), description="group: when a series is complete")
     engines_dir: values.Folder = Field(default=Path("../engines"), description="folder of the engine packages")
+    engines_key: sources.FileOrCredential | None = Field(
+        default=None, description="PEM file of the public key that engines must be signed with, or credential:NAME"
+    )
     engines: tuple[Engine, ...] = Field(default=(), description="list of the engines of this box")
     analyse: Analyse = Field(default=Analyse(), description="group: the child process that runs engines")
     priorities: tuple[PriorityRule, ...] = Field(default=(), description="list of findings that are urgent here")
@@ -189,6 +201,11 @@ class Config(Options):
     @property
     def run_dir(self) -> Path:
         return self.state / "run"
+
+    @property
+    def store_dir(self) -> Path:
+        """Of the engines that were imported."""
+        return self.state / "engines"
 
     def engine(self, engine_id: str) -> Engine | None:
         return next((engine for engine in self.engines if engine.id == engine_id), None)

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from appliance.engine_manifest import Accepts, Prefer
+from appliance.engine_manifest import Accepts, AgeRange, Prefer
 from appliance.errors import CannotAnalyse
 from appliance.imaging.geometry import Stack
 from appliance.imaging.headers import ImageHeader
@@ -20,7 +20,7 @@ FILM_ORIENTATION = {"coronal": {("L", "F")}, "sagittal": {("A", "F"), ("P", "F")
 def suitable(headers: Sequence[ImageHeader], accepts: Accepts) -> list[ImageHeader]:
     """The images an engine reads; localisers and objects of other classes are left out.
 
-    Raises CannotAnalyse(UNSUITABLE) where none is left, or one is of another body part or view.
+    Raises CannotAnalyse(UNSUITABLE) where none is left, or one is of another body part, view or age.
     """
     ours = [h for h in headers if h.modality in accepts.modality and h.sop_class_uid in accepts.sop_class]
     if not ours:
@@ -33,6 +33,7 @@ def suitable(headers: Sequence[ImageHeader], accepts: Accepts) -> list[ImageHead
     for header in kept:
         _check_word(header.body_part, accepts.body_part, "body part")
         _check_word(header.view_position, accepts.view, "view")
+        _check_age(header.age_years, accepts.age_years)
     return kept
 
 
@@ -85,6 +86,12 @@ def _nominal_spacing(headers: Sequence[ImageHeader]) -> float:
 def _check_word(found: str, accepted: Sequence[str], what: str) -> None:
     if found and accepted and found not in accepted:
         raise _unsuitable(f"the {what} is {found}, the engine reads {', '.join(accepted)}")
+
+
+def _check_age(years: float | None, accepted: AgeRange | None) -> None:
+    """The age itself is not said: the words are kept (P10)."""
+    if years is not None and accepted and not accepted.min <= years <= accepted.max:
+        raise _unsuitable(f"the patient's age is outside the {accepted.min:g} to {accepted.max:g} years of the engine")
 
 
 def _unsuitable(detail: str) -> CannotAnalyse:

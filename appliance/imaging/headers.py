@@ -1,4 +1,4 @@
-"""Image headers as values: what geometry, pixel layout and acceptance rules need, nothing of the patient.
+"""Image headers as values: what geometry, pixel layout and acceptance rules need: of the patient the age alone.
 
 One reader for all that is analysed (classic and enhanced CT, CR, DX, secondary capture). Whatever is wrong with a
 file, callers see CannotAnalyse(Reason.UNDECODABLE) and nothing else; its text never quotes a value of the file.
@@ -52,6 +52,7 @@ MAX_TEXT, MAX_VALUES = 1024, 64  #: characters, values of an element: the rest i
 MAX_COUNT, MAX_BITS = 2**31 - 1, 64
 MAX_SIDE = 2**16 - 1  #: rows, columns: both are US, whatever VR the file gives them
 MAX_NUMBER = 1e6  #: millimetres, degrees, or HU: more would only overflow what is reckoned with it
+AGE_UNITS = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}  #: of an Age String (PS3.5 6.2), in a year
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _LONG_VRS = (b"OB", b"OW", b"UN", b"OD", b"OF", b"OL", b"OV")
 _PIXEL_DATA = {0x7FE00008, 0x7FE00009, 0x7FE00010}
@@ -111,6 +112,7 @@ class ImageHeader:
     layout: PixelLayout
     planes: tuple[Plane, ...]
     patient_orientation: tuple[str, ...] = ()  #: to where rows and columns of a radiograph run, such as ("L", "F")
+    age_years: float | None = None  #: None where the file does not state it
 
 
 @contextmanager
@@ -236,6 +238,7 @@ def _header(path: Path, dataset: Dataset, layout: PixelLayout) -> ImageHeader:
         body_part=_text(dataset, "BodyPartExamined"),
         view_position=_text(dataset, "ViewPosition"),
         patient_orientation=_texts(dataset, "PatientOrientation"),
+        age_years=_age(_text(dataset, "PatientAge")),
         kernels=_texts(dataset, "ConvolutionKernel"),
         tilt=_number(dataset.get("GantryDetectorTilt") or 0),
         slice_thickness=None if thickness is None else _number(thickness),
@@ -245,6 +248,13 @@ def _header(path: Path, dataset: Dataset, layout: PixelLayout) -> ImageHeader:
         layout=layout,
         planes=_planes(dataset, layout),
     )
+
+
+def _age(text: str) -> float | None:
+    """Years, of an Age String (PS3.5 6.2); what is none says nothing."""
+    count, unit = text[:-1], text[-1:].upper()
+    known = unit in AGE_UNITS and count.isascii() and count.isdigit() and len(count) <= 3
+    return int(count) / AGE_UNITS[unit] if known else None
 
 
 def _planes(dataset: Dataset, layout: PixelLayout) -> tuple[Plane, ...]:

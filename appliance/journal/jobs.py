@@ -320,6 +320,7 @@ def _write_outcome(tx: Transaction, job: Job, outcome: Outcome) -> None:
         engine=job.engine,
         conclusion=outcome.conclusion,
         reason=outcome.reason or "",
+        why=outcome.detail,
         findings=len(outcome.findings),
         late=outcome.late,
         runtime=outcome.engine.runtime,

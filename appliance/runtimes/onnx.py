@@ -16,6 +16,7 @@ Array = NDArray[np.generic]
 Spec = Dict[str, Any]
 
 _ERROR_ONLY = 3
+_NO_MEMORY = "bad_alloc"
 _DTYPES = {
     "tensor(float16)": "float16",
     "tensor(float)": "float32",
@@ -53,6 +54,8 @@ class OnnxCpu:
         try:
             return dict(zip(names, self._session.run(names, inputs), strict=True))
         except _ERRORS as error:
+            if _NO_MEMORY in str(error):
+                raise MemoryError(_text(error)) from error
             raise RuntimeError(_text(error)) from error
 
 

@@ -104,6 +104,7 @@ class _Header(_Part):
     layout: _Layout
     planes: tuple[_Plane, ...]
     patient_orientation: Texts
+    age_years: Annotated[float, Field(ge=0, lt=1000)] | None
 
     def value(self, path: Path) -> ImageHeader:
         parts = {"layout": self.layout.value(), "planes": tuple(Plane(**dict(plane)) for plane in self.planes)}

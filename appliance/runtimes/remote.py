@@ -58,6 +58,7 @@ class RemoteFirst:
         self._verified: int | None = None  # the child, which is the connection, that the golden cases came through
         self._failures, self._fault = 0, ""
         self._rests_until = 0.0
+        self.closed = False
         self._slowest_s = local.last_run_ms / 1000
         self._here("it was not asked yet")
 
@@ -93,6 +94,7 @@ class RemoteFirst:
             self._here(str(error))
 
     def close(self) -> None:
+        self.closed = True
         self._hang_up()
         self._local.close()
 

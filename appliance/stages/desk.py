@@ -46,9 +46,14 @@ class Desk:
     reader: Callable[[float], ImageReader]  #: who reads images, for so many seconds altogether
     #: raises OutOfResources where so many bytes of scratch would take room that images need
     check_scratch: Callable[[int], None] = volume.unlimited
+    former: Callable[[], Sequence[EngineOnDuty]] = tuple  #: releases that served; what they said is still to be told
 
     def engine(self, key: str) -> EngineOnDuty | None:
         return next((engine for engine in self.engines if engine.key == key), None)
+
+    def author(self, key: str) -> EngineOnDuty | None:
+        """Of an outcome: the engine may have given way to another release since."""
+        return next((engine for engine in (*self.engines, *self.former()) if engine.key == key), None)
 
     def other_version(self, key: str) -> EngineOnDuty | None:
         """The engine on duty that has the same id."""

@@ -5,16 +5,11 @@ whose inputs look complete are run early; their outcome is kept with the job unt
 """
 
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from zipfile import BadZipFile
 
-import numpy as np
-
-from appliance.engine_manifest import Golden
 from appliance.errors import CannotAnalyse, OutOfResources, RuntimeCancelled, RuntimeFailed
 from appliance.imaging import analysis
 from appliance.imaging.reading import ImageReader
@@ -26,7 +21,8 @@ from appliance.states import Event, JobState
 
 MAX_ATTEMPTS = 3
 FAILING_FROM = 2  # jobs in a row: one may be at fault itself
-GOLDEN_DEADLINE_S = 120.0
+MOST_FAULTS = 1000  # remembered of an engine
+FAIR_SHARE = 0.5  # of its deadline: an engine that was given less is not at fault for being late
 
 
 Cancelled = Callable[[], bool]
@@ -34,6 +30,19 @@ Cancelled = Callable[[], bool]
 
 def _never() -> bool:
     return False
+
+
+class EngineAtFault(RuntimeFailed):
+    """The engine itself failed on inputs that were fit for it, not what is around it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Of an engine: on how many jobs in a row, which was the last, and what was said of it."""
+
+    count: int
+    job: Job
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +57,20 @@ class _Run:
     check_scratch: Callable[[int], None]
 
     def read(self, paths: Sequence[Path], folder: Path) -> Outcome:
-        """Files to outcome. Raises CannotAnalyse, RuntimeFailed, OutOfResources for want of scratch."""
+        """Files to outcome. Raises CannotAnalyse, RuntimeFailed, OutOfResources for want of scratch; EngineAtFault."""
         begun = time.monotonic()
         prepared = analysis.prepare(self.engine.package, paths, folder, self.reader, self.check_scratch)
+        try:
+            return self._answer(prepared, begun)
+        except RuntimeCancelled:
+            raise
+        except RuntimeFailed as error:
+            late = error.reason == Reason.DEADLINE
+            if late and self.deadline_s < FAIR_SHARE * self.engine.deadline_ms / 1000:
+                raise
+            raise EngineAtFault(error.reason, str(error)) from error
+
+    def _answer(self, prepared: analysis.Prepared, begun: float) -> Outcome:
         prepared_at = time.monotonic()
         outputs = self.loaded.infer(prepared.inputs, self.deadline_s, self.cancelled)
         ran_at = time.monotonic()
@@ -89,6 +109,7 @@ class Inferrer:
         self._stopping = stopping
         self._tried_early: dict[int, str] = {}  # job id -> its inputs then
         self._failures: dict[str, dict[int, str]] = {}  # engine -> the jobs that failed since it last answered, and why
+        self._faults: dict[str, dict[int, tuple[Job, str]]] = {}  # the same, where the engine itself was at fault
         self._unsettled: tuple[Job, Outcome] | None = None  # an outcome that the journal has not taken yet
 
     @property
@@ -100,6 +121,20 @@ class Inferrer:
     def is_wanted(self) -> bool:
         """Whether a job is ready."""
         return self._unsettled is not None or bool(jobs.unfinished(self._desk.journal, JobState.READY))
+
+    @property
+    def faults(self) -> dict[str, Fault]:
+        """Engines that were at fault since they last answered. One job is one fault, however often it was tried."""
+        found = {}
+        for key, faults in self._faults.items():
+            job, why = list(faults.values())[-1]
+            found[key] = Fault(count=len(faults), job=job, why=why)
+        return found
+
+    def forget(self, key: str) -> None:
+        """Begin anew: another release is there."""
+        self._failures.pop(key, None)
+        self._faults.pop(key, None)
 
     def recover(self) -> None:
         """What is running but not here (the process died, or the journal was full) is tried again, or given up."""
@@ -119,6 +154,7 @@ class Inferrer:
         ready = jobs.unfinished(self._desk.journal, JobState.READY)
         ready = [job for job in ready if self._desk.engine(job.engine)]  # the others are assemble's to replace
         if ready:
+            ready.sort(key=lambda job: not self._counts(job))
             self._run_ready(ready[0])
             return True
         waiting = early()  # as assemble saw it last: some may be done or overtaken by now
@@ -128,6 +164,11 @@ class Inferrer:
                 self._run_early(run)
                 return True
         return False
+
+    def _counts(self, job: Job) -> bool:
+        """What is sent goes before what only runs in shadow."""
+        engine = self._desk.engine(job.engine)
+        return engine is not None and engine.publish
 
     def _run_ready(self, job: Job) -> None:
         instances = jobs.inputs(self._desk.journal, job)
@@ -214,8 +255,10 @@ class Inferrer:
             raise
         except RuntimeFailed as error:
             self._note_failure(job, str(error))
+            if isinstance(error, EngineAtFault):
+                self._note_fault(job, str(error))
             raise
-        self._failures.pop(job.engine, None)
+        self.forget(job.engine)
         return outcome
 
     def _note_failure(self, job: Job, why: str) -> None:
@@ -224,6 +267,13 @@ class Inferrer:
         failed[job.id] = why
         while len(failed) > FAILING_FROM:
             del failed[next(iter(failed))]
+
+    def _note_fault(self, job: Job, why: str) -> None:
+        faults = self._faults.setdefault(job.engine, {})
+        faults.pop(job.id, None)
+        faults[job.id] = job, why
+        while len(faults) > MOST_FAULTS:
+            del faults[next(iter(faults))]
 
     def _is_mixed(self, job: Job, instances: Sequence[Instance]) -> bool:
         """Whether the inputs and what else of their study is the engine's name more than one patient: a result is
@@ -255,27 +305,3 @@ def _on(identity: EngineIdentity, loaded: LoadedEngine) -> EngineIdentity:
         device=loaded.device,
         degraded=loaded.degraded,
     )
-
-
-def golden_fault(engine: EngineOnDuty, loaded: LoadedEngine) -> str:
-    """Run the package's golden cases; "" if every number is within its tolerance, else what is wrong (P8)."""
-    for golden in engine.package.manifest.golden:
-        try:
-            fault = _case_fault(engine, golden, loaded)
-        except (BadZipFile, EOFError, KeyError, OSError, TypeError, ValueError, zlib.error) as error:
-            fault = f"no inputs and outputs of this engine ({type(error).__name__})"
-        if fault:
-            return f"golden case {golden.case}: {fault}"
-    return ""
-
-
-def _case_fault(engine: EngineOnDuty, golden: Golden, loaded: LoadedEngine) -> str:
-    outputs = [tensor.name for tensor in engine.package.manifest.outputs]
-    path = engine.package.folder / golden.case
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as case:
-        got = loaded.infer({key: case[key] for key in case.files if key not in outputs}, GOLDEN_DEADLINE_S)
-        for name in outputs:
-            same_shape = got[name].shape == case[name].shape
-            if not same_shape or not np.allclose(got[name], case[name], rtol=golden.rtol, atol=golden.atol):
-                return f"output {name} differs from what it must be"
-    return ""

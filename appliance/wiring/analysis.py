@@ -4,32 +4,27 @@ children, and images in a reader child.
 
 import resource
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
-from pathlib import Path
 
-from appliance import engine_package, routing
-from appliance.config import Config, EngineMode
-from appliance.errors import OutOfResources, PackageInvalid, RuntimeFailed
+from appliance import routing
+from appliance.config import Config
+from appliance.errors import OutOfResources, RuntimeFailed
 from appliance.journal import copies, inbox
 from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.logs import configure
 from appliance.model import Instance, Kind, Owed, Priority
-from appliance.ports import LoadedEngine, Runtime
 from appliance.runtimes.child import give_memory_back
-from appliance.runtimes.process import ChildRuntime
 from appliance.runtimes.reader import ChildReader, ReaderSettings
-from appliance.runtimes.spawn import ChildSettings
 from appliance.spool import Spool
 from appliance.stages.assemble import Assembler
 from appliance.stages.desk import Desk, EngineOnDuty
-from appliance.stages.infer import Inferrer, golden_fault
+from appliance.stages.infer import Inferrer
 from appliance.stages.report.context import Built
 from appliance.stages.report.stage import Press, Reporter
 from appliance.stages.report.warm import warm_up
@@ -46,15 +41,16 @@ from appliance.wiring.common import (
     publish_facts,
     wait_until_proved,
 )
-from appliance.wiring.engines import EngineFacts
+from appliance.wiring.engine_work import child_runtime
+from appliance.wiring.engines import EngineFacts, engine_store
 from appliance.wiring.remotes import Remotes
+from appliance.wiring.team import Surroundings, Team
 
 SHORTAGE_PAUSE_S = 2.0  # of the journal, or of somebody to read images
 LOOK_EVERY_S = 1.0
 STEP_CPU_S = 600  #: of processor time from the last beginning of a step; what spins in C ends by a signal
 HUNG_AFTER_S = 120.0  # beyond what deadlines allow
 RESULTS_AT_A_TIME = 16  # of one job: what a crash may leave without a row
-CHANCES = 3  # of an engine whose child dies while it is loaded: memory may be short just now
 
 
 class Analysis:
@@ -68,13 +64,20 @@ class Analysis:
             _sweep(journal, spool, log)
         self._bell = Bell(config.run_dir, "analyse")
         self._go = threading.Event()
-        self._engines, self._unfit = _packages(config, log)
-        self._loaded: dict[str, LoadedEngine] = {}
+        self._runtime = child_runtime(config)
+        store = engine_store(config)
+        self._remotes = Remotes(config)
+        self._team = Team(
+            Surroundings(
+                config=config, store=store, runtime=self._runtime, journal=journal, log=log, remotes=self._remotes
+            )
+        )
         self._reader = ChildReader(ReaderSettings(memory_mb=config.analyse.read_memory_mb))
         desk = Desk(
             journal=journal,
             path=spool.path,
-            engines=self._engines,
+            engines=self._team.engines,
+            former=self._team.former,
             log=log,
             reader=self._reader.session,
             check_scratch=spool.check_scratch,
@@ -84,24 +87,16 @@ class Analysis:
         workdir = config.state_dir / "work"
         shutil.rmtree(workdir, ignore_errors=True)  # volumes of runs that were cut short
         workdir.mkdir(parents=True)
-        self._inferrer = Inferrer(desk, self._loaded, self._unfit, workdir, life.stopping.is_set)
-        self._runtime = ChildRuntime(
-            ChildSettings(
-                interpreter=Path(config.analyse.python or sys.executable),
-                threads=config.analyse.threads,
-                memory_mb=config.analyse.memory_mb,
-            )
-        )
-        self._remotes = Remotes(config)
+        self._inferrer = Inferrer(desk, self._team.loaded, self._team.unfit, workdir, life.stopping.is_set)
         self._facts = EngineFacts(
-            engines=self._engines,
-            loaded=self._loaded,
-            unfit=self._unfit,
+            engines=self._team.engines,
+            loaded=self._team.loaded,
+            unfit=self._team.unfit,
             publish=partial(publish_facts, config, "engines"),
             utc=journal.clock.utc,
             log=log,
         )
-        self._longest_step_s = HUNG_AFTER_S + 2 * max((one.deadline_ms / 1000 for one in self._engines), default=0)
+        self._longest_step_s = HUNG_AFTER_S + 2 * max((one.deadline_s for one in config.engines), default=0)
         self._step_began: dict[str, float] = {}  # thread -> monotonic seconds
 
     @property
@@ -140,14 +135,15 @@ class Analysis:
 
     def infer(self) -> None:
         self._freshen_reader()
-        self._load()
+        self._begin()
         worked = True
         while not self._life.stopping.is_set():
             self._facts.tell(self._inferrer.failing, self._runtime.abandoned + self._reader.abandoned)
             self._go.clear()
             try:
+                self._look_after_engines()
                 with self._timed("infer"):
-                    busy = self._inferrer.step(lambda: self._assembler.early)
+                    busy = self._inferrer.step(lambda: self._assembler.early) or self._team.test_one()
             except OutOfResources as error:
                 self._pause(error)
                 continue
@@ -157,14 +153,29 @@ class Analysis:
                 self._rest(worked)
             worked = busy
 
+    def _begin(self) -> None:
+        while not self._life.stopping.is_set():
+            try:
+                self._team.begin()
+            except OutOfResources as error:
+                self._pause(error)
+            else:
+                break
+
+    def _look_after_engines(self) -> None:
+        """Between two jobs, so that none is lost by it."""
+        for key in self._team.mind(self._inferrer.faults):
+            self._inferrer.forget(key)
+        if self._team.look():
+            self._bell.ring("analyse")
+
     def wake(self) -> None:
         """Let both threads look whether they should stop."""
         self._go.set()
         self._bell.ring("analyse")
 
     def close(self) -> None:
-        for engine in self._loaded.values():
-            engine.close()
+        self._team.close()
         self._reader.close()
 
     def _rest(self, worked: bool) -> None:
@@ -184,31 +195,6 @@ class Analysis:
     def _pause(self, error: OutOfResources | RuntimeFailed) -> None:
         self._log("reader_unavailable" if isinstance(error, RuntimeFailed) else "journal_full", reason=str(error))
         self._life.stopping.wait(SHORTAGE_PAUSE_S)
-
-    def _load(self) -> None:
-        """Load each engine and let it prove itself on its golden cases: only verified engines serve (P8)."""
-        why_not = self._runtime.probe() and self._runtime.probe()
-        for engine in self._engines:
-            if fault := self._unfit.get(engine.key) or why_not or self._verify(self._runtime, engine):
-                self._unfit[engine.key] = fault
-
-    def _verify(self, runtime: Runtime, engine: EngineOnDuty) -> str:
-        """Let it serve from now on; returns why it may not, "" if it may."""
-        fault = ""
-        for _ in range(CHANCES):
-            with ExitStack() as undo:
-                try:
-                    candidate = runtime.load(engine.package.model_path, engine.package.model_sha256)
-                    undo.callback(candidate.close)
-                    fault = golden_fault(engine, candidate)
-                except RuntimeFailed as error:
-                    fault = str(error)
-                    continue
-                if not fault:
-                    self._loaded[engine.key] = self._remotes.before(engine, candidate)
-                    undo.pop_all()
-                break
-        return fault
 
 
 def _limit_cpu(seconds: int) -> None:
@@ -249,37 +235,6 @@ def _sweep(journal: Journal, spool: Spool, log: Log) -> None:
         spool.remove(name)
     if unknown:
         log("swept", files=len(unknown))
-
-
-def _packages(config: Config, log: Log) -> tuple[list[EngineOnDuty], dict[str, str]]:
-    """The engines of the config, and why some may not serve.
-
-    One whose manifest can be read is on duty all the same: its studies are concluded as "not analysed" (P6).
-    """
-    engines: list[EngineOnDuty] = []
-    unfit: dict[str, str] = {}
-    for options in config.engines:
-        if options.mode is EngineMode.OFF:
-            continue
-        folder = config.engines_dir / options.id
-        try:
-            package = engine_package.load(folder)
-        except PackageInvalid as error:
-            log("package_invalid", engine=options.id, reason=str(error))
-            try:
-                package = engine_package.load_manifest(folder)
-            except PackageInvalid:
-                unfit[options.id] = str(error)
-                continue
-            unfit[package.key] = str(error)
-        engines.append(
-            EngineOnDuty(
-                package=package,
-                publish=options.mode is EngineMode.PUBLISH,
-                deadline_ms=int(options.deadline_s * 1000),
-            )
-        )
-    return engines, unfit
 
 
 def _press(config: Config, bell: Bell, spool: Spool) -> Press:

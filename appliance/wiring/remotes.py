@@ -8,12 +8,12 @@ from typing import Any
 
 from appliance.config import Config, Remote, RemoteTls
 from appliance.engine_manifest import Tensor
+from appliance.imaging import golden
 from appliance.ports import LoadedEngine
 from appliance.runtimes.channel import TensorSpec
 from appliance.runtimes.process import ChildRuntime, ChildSettings
 from appliance.runtimes.remote import RemoteFirst, RemoteModel
 from appliance.stages.desk import EngineOnDuty
-from appliance.stages.infer import golden_fault
 
 REAP_S = 2.0  # of a child that only waits for an answer
 
@@ -36,6 +36,7 @@ class Remotes:
         return remote
 
     def tend(self, cancelled: Callable[[], bool]) -> None:
+        self._there = [remote for remote in self._there if not remote.closed]
         for remote in self._there:
             remote.tend(cancelled)
 
@@ -60,7 +61,7 @@ def _wanted(engine: EngineOnDuty, options: Remote) -> RemoteModel:
         sha256=package.model_sha256,
         inputs=_specs(package.manifest.inputs),
         outputs=_specs(package.manifest.outputs),
-        verify=partial(golden_fault, engine),
+        verify=partial(golden.fault, package),
         share=options.share,
         max_message_bytes=options.max_message_mb << 20,
     )

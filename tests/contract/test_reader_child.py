@@ -123,7 +123,13 @@ def test_the_chest_of_the_phantom_reads_the_same(tmp_path: Path, one: ChildReade
     [
         {},
         {"PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 700, "WindowWidth": 1000},
-        {"PixelPaddingValue": 3, "RescaleSlope": 1.7, "RescaleIntercept": -3.3, "PatientOrientation": ["L", "F"]},
+        {
+            "PixelPaddingValue": 3,
+            "RescaleSlope": 1.7,
+            "RescaleIntercept": -3.3,
+            "PatientOrientation": ["L", "F"],
+            "PatientAge": "018M",
+        },
     ],
 )
 def test_a_film_is_the_same(tmp_path: Path, one: ChildReader, elements: dict[str, object], syntax: UID) -> None:

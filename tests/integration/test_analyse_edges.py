@@ -1,6 +1,7 @@
 """Assemble, infer and report on one real journal and spool: what is told when something goes wrong on the way."""
 
 import shutil
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from appliance.config import Config
 from appliance.digest import digest_of
 from appliance.engine_package import EnginePackage
 from appliance.errors import OutOfResources, RuntimeCancelled, RuntimeFailed
+from appliance.imaging import golden
 from appliance.imaging.reading import ImageReader, InProcess
 from appliance.journal import identity, inbox, jobs, lookup, performed, results
 from appliance.journal.identity import AlarmEvent
@@ -26,16 +28,19 @@ from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.model import Conclusion, Evidence, Job, Kind, Owed, PerformedSeries, Reason, Urgency
 from appliance.ports import Array
+from appliance.runtimes.process import ChildRuntime, ChildSettings
 from appliance.spool import Incoming, Reserve, Spool
 from appliance.stages.assemble import Assembler
 from appliance.stages.desk import Desk, EngineOnDuty
-from appliance.stages.infer import Inferrer, golden_fault
+from appliance.stages.infer import Inferrer
 from appliance.stages.report.stage import Press, Reporter
 from appliance.stages.report.wording import CORRECTION_TEXT
 from appliance.states import Event, JobState, StepState
 from appliance.wiring import analysis
 from appliance.wiring.common import open_spool
-from appliance.wiring.engines import EngineFacts
+from appliance.wiring.engines import EngineFacts, engine_store
+from appliance.wiring.remotes import Remotes
+from appliance.wiring.team import Surroundings, Team
 from tests.journals import Hands, arrival, events, open_journal, receive
 from tests.slices import ct_slice, film, save
 
@@ -531,6 +536,18 @@ def engines_dir(folder: Path) -> Path:
     return folder / "engines" / "cxr-acquisition"
 
 
+def team_of(config: Config, rig: Rig) -> Team:
+    around = Surroundings(
+        config=config,
+        store=engine_store(config),
+        runtime=ChildRuntime(ChildSettings(interpreter=Path(sys.executable))),
+        journal=rig.journal,
+        log=lambda *_, **__: None,
+        remotes=Remotes(config),
+    )
+    return Team(around)
+
+
 class Told(list[dict[str, Any]]):
     """What `status` is told of engines; the time is moved by hand."""
 
@@ -589,16 +606,16 @@ def test_a_child_that_cannot_be_killed_turns_all_engines_off_until_it_is_gone(ri
 
 
 @pytest.mark.promise("P6")
-def test_an_engine_whose_files_were_altered_keeps_its_duties_and_does_not_serve(tmp_path: Path) -> None:
+def test_an_engine_whose_files_were_altered_keeps_its_duties_and_does_not_serve(tmp_path: Path, rig: Rig) -> None:
     package = engines_dir(tmp_path)
     (package / "model.onnx").write_bytes(b"altered")
     config = Config.model_validate(
         {"state": str(tmp_path), "engines_dir": str(package.parent), "engines": [{"id": "cxr-acquisition"}]}
     )
-    engines, unfit = analysis._packages(config, lambda *_, **__: None)
-    assert [engine.key for engine in engines] == ["cxr-acquisition@0.1.0"]
-    assert "altered" in unfit["cxr-acquisition@0.1.0"]
-    facts: Any = told(engines, {}, unfit)[-1]
+    team = team_of(config, rig)
+    assert [engine.key for engine in team.engines] == ["cxr-acquisition@0.1.0"]
+    assert "altered" in team.unfit["cxr-acquisition@0.1.0"]
+    facts: Any = told(team.engines, {}, team.unfit)[-1]
     assert facts["cxr-acquisition@0.1.0"] | {"reason": ""} == {
         "serves": False,
         "on_duty": True,
@@ -608,10 +625,57 @@ def test_an_engine_whose_files_were_altered_keeps_its_duties_and_does_not_serve(
     }
 
     (package / "engine.yaml").write_text("schema: 1")
-    engines, unfit = analysis._packages(config, lambda *_, **__: None)
-    assert engines == []
-    facts = told(engines, {}, unfit)[-1]
+    team = team_of(config, rig)
+    assert list(team.engines) == []
+    facts = told(team.engines, {}, team.unfit)[-1]
     assert not facts["cxr-acquisition"]["on_duty"]
+
+
+@pytest.mark.promise("P6")
+def test_what_a_former_release_said_is_still_told(rig: Rig) -> None:
+    rig.fake.answer = lambda: CLIPPED
+    rig.arrive(a_film())
+    while not any(job.state == JobState.CONCLUDED for job in rig.jobs()):
+        rig.assembler.step()
+        rig.inferrer.step(list)
+    old = rig.desk.engines[0]
+    new = replace(old.package, manifest=old.package.manifest.model_copy(update={"version": "9.0.0"}))
+    rig.put_on_duty(new)
+    rig.desk = replace(rig.desk, former=lambda: [old])
+    rig.start_reporter()
+    rig.run()
+    assert [(job.engine, job.state) for job in rig.jobs()] == [(old.key, JobState.REPORTED)]
+    assert len(rig.results()) == 1
+
+
+@pytest.mark.promise("P6")
+def test_only_failures_of_the_engine_itself_count_against_it_and_one_study_once(rig: Rig) -> None:
+    def fail(reason: Reason) -> Callable[[], Array]:
+        def answer() -> Array:
+            raise RuntimeFailed(reason, "it failed")
+
+        return answer
+
+    key = rig.desk.engines[0].key
+    rig.fake.answer = fail(Reason.ENGINE_FAILED)
+    for study in ("1.2.3", "1.2.4"):
+        rig.arrive(a_film(study))
+        rig.run()
+    assert rig.inferrer.faults[key].count == 2
+    assert rig.inferrer.faults[key].job.study_instance_uid == "1.2.4"
+    rig.fake.answer = fail(Reason.DEADLINE)
+    rig.arrive(a_film("1.2.5"))
+    rig.assembler.step()
+    rig.hands.ms += DEADLINE_MS * 2 // 3  # it waited for others
+    rig.run()
+    assert rig.inferrer.faults[key].count == 2
+    rig.arrive(a_film("1.2.6"))
+    rig.run()
+    assert rig.inferrer.faults[key].count == 3
+    rig.fake.answer = lambda: NOTHING
+    rig.arrive(a_film("1.2.7"))
+    rig.run()
+    assert rig.inferrer.faults == {}
 
 
 @pytest.mark.promise("P8")
@@ -629,8 +693,7 @@ def test_a_golden_case_that_is_none_is_a_fault_of_the_engine_and_ends_nothing(
     else:
         assert isinstance(content, bytes)
         case.write_bytes(content)
-    engine = EngineOnDuty(package=package, publish=False, deadline_ms=1)
-    assert golden_fault(engine, rig.fake).startswith(f"golden case {package.manifest.golden[0].case}: ")
+    assert golden.fault(package, rig.fake).startswith(f"golden case {package.manifest.golden[0].case}: ")
 
 
 class Readerless:

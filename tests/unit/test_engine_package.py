@@ -110,6 +110,15 @@ def put(*path: str | int, value: Any) -> Change:
     return change
 
 
+def profile(least: list[int], usual: list[int], most: list[int]) -> Change:
+    """A change of the manifest: the shapes that a plan for the first input must take."""
+
+    def change(manifest: Any) -> None:
+        manifest["inputs"][0] |= {"min": least, "opt": usual, "max": most}
+
+    return change
+
+
 @pytest.fixture
 def package(tmp_path: Path) -> EnginePackage:
     return engine_package.load(write(tmp_path, changed()))
@@ -125,6 +134,25 @@ def test_a_good_package_loads_as_typed_values(package: EnginePackage, tmp_path: 
     assert first.spacing_mm == 2.0
     assert isinstance(package.manifest.postprocess, LesionCandidates)
     assert package.manifest.labels["lesion"].threshold == 0.5
+
+
+def test_what_schema_1_may_say_besides(tmp_path: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        profile([1, 1, 8, 8, 8], [1, 1, 8, 16, 16], [1, 1, 64, 64, 64])(manifest)
+        manifest["tolerances"] = {"atol": 0.25, "rtol": 0.5}
+        manifest["golden"] = [{"case": "golden/phantom.npz"}, {"case": "golden/phantom.npz", "atol": 0.125}]
+        manifest["variants"] = {"fp16": {"file": "model.onnx", "atol": 0.01, "rtol": 0.02}}
+        manifest["accepts"]["age_years"] = {"min": 16}
+
+    folder = write(tmp_path, changed(change))
+    (folder / "engine.sig").write_bytes(b"a signature is not listed")
+    manifest = engine_package.load(folder).manifest
+    assert manifest.inputs[0].opt == (1, 1, 8, 16, 16)
+    assert manifest.inputs[1].opt is None
+    assert [(case.atol, case.rtol) for case in manifest.golden] == [(0.25, 0.5), (0.125, 0.5)]
+    assert {name: variant.file for name, variant in manifest.variants.items()} == {"fp16": "model.onnx"}
+    assert manifest.accepts.age_years is not None
+    assert (manifest.accepts.age_years.min, manifest.accepts.age_years.max) == (16, 150)
 
 
 def test_values_are_frozen_and_hashable(package: EnginePackage) -> None:
@@ -203,6 +231,15 @@ def test_one_input_is_the_image_and_ops_make_the_others(
         (put("golden", value=[]), "golden", "at least 1 item"),
         (put("golden", 0, "case", value="golden/other.npz"), "golden.0.case", "not listed in files"),
         (put("model", value="other.onnx"), "model", "not listed in files"),
+        (put("variants", value={"fp16": {"file": "a.onnx", "atol": 0, "rtol": 0}}), "variants.fp16.file", "not listed"),
+        (put("variants", value={"fp12": {"file": "model.onnx", "atol": 0, "rtol": 0}}), "variants.fp12", "'fp32'"),
+        (put("inputs", 0, "min", value=[1, 1, 8, 8, 8]), "inputs.0", "min, opt and max belong together"),
+        (profile([1, 1, 8, 8], [1, 1, 8, 8], [1, 1, 8, 8]), "inputs.0", "does not fit the shape"),
+        (profile([1, 2, 8, 8, 8], [1, 2, 8, 8, 8], [1, 2, 8, 8, 8]), "inputs.0", "does not fit the shape"),
+        (profile([1, 1, 8, 8, 8], [1, 1, 4, 8, 8], [1, 1, 8, 8, 8]), "inputs.0", "must grow from min over opt to max"),
+        (put("accepts", "age_years", value={"min": 16, "max": 2}), "accepts.age_years", "min must not be above max"),
+        (lambda m: m["golden"][0].pop("atol"), "golden.0.atol", "is missing"),
+        (put("tolerances", value={"atol": 2, "rtol": 0}), "tolerances.atol", "less than or equal to 1"),
         (put("files", "CARD.md", value="0" * 64), "files.CARD.md", "altered"),
         (put("files", "CARD.md", value="0" * 63), "files.CARD.md", "match pattern"),
         (put("files", "gone.txt", value="0" * 64), "files.gone.txt", "no such file"),

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from pydicom import config
+from pydicom.dataelem import DataElement
 
 from appliance import engine_package
 from appliance.engine_manifest import Accepts, Manifest, contradictions
@@ -85,6 +87,29 @@ def test_a_film_that_lies_as_it_should_or_does_not_say_is_read(tmp_path: Path, s
     header = read_header(save(tmp_path / "film.dcm", a_film(PIXELS, PatientOrientation=stated)))
     rules = {"modality": ["CR"], "sop_class": [header.sop_class_uid], "orientation": "coronal"}
     acceptance.check_film(header, Accepts.model_validate(rules))
+
+
+@pytest.mark.parametrize(
+    ("stated", "years"),
+    [
+        *[("047Y", 47), ("018M", 1.5), ("004W", 4 / 52.18), ("010D", 10 / 365.25)],
+        *((none, None) for none in ("", "47", "Y", "-47Y", "0047Y", "4.5Y", "047X")),
+    ],
+)
+def test_an_age_is_read_as_the_standard_writes_it(tmp_path: Path, stated: str, years: float | None) -> None:
+    dataset = a_film(PIXELS)
+    dataset.add(DataElement(0x00101010, "AS", stated, validation_mode=config.IGNORE))
+    header = read_header(save(tmp_path / "film.dcm", dataset))
+    assert header.age_years == (None if years is None else pytest.approx(years))
+    rules = {"modality": ["CR"], "sop_class": [header.sop_class_uid], "age_years": {"min": 16, "max": 90}}
+    accepts = Accepts.model_validate(rules)
+    if years in (None, 47):
+        assert acceptance.suitable([header], accepts) == [header]
+    else:
+        with pytest.raises(CannotAnalyse, match="outside the 16 to 90 years") as caught:
+            acceptance.suitable([header], accepts)
+        assert caught.value.reason is Reason.UNSUITABLE
+        assert "1.5" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

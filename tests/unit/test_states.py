@@ -18,6 +18,7 @@ from appliance.journal.outbox import Settlement
 from appliance.model import Conclusion, EngineIdentity, Evidence, Job, Outcome
 from appliance.states import (
     DELIVERY,
+    ENGINE,
     JOB,
     MACHINES,
     PROOF,
@@ -25,6 +26,7 @@ from appliance.states import (
     SERIES,
     STEP,
     DeliveryState,
+    EngineStage,
     Event,
     JobState,
     Machine,
@@ -44,8 +46,9 @@ STATES: dict[str, type[StrEnum]] = {
     "step": StepState,
     "report": ReportState,
     "proof": ProofState,
+    "engine": EngineStage,
 }
-ALL: tuple[Machine[Any], ...] = (*MACHINES, STEP, REPORT, PROOF)
+ALL: tuple[Machine[Any], ...] = (*MACHINES, STEP, REPORT, PROOF, ENGINE)
 LEGAL = [(machine, state, event, after) for machine in ALL for (state, event), after in machine.steps.items()]
 ILLEGAL = [
     (machine, state, event)
@@ -96,6 +99,15 @@ def test_ends_are_ends() -> None:
 @pytest.mark.promise("P4")
 def test_only_a_held_delivery_can_be_abandoned() -> None:
     assert [state for (state, event) in DELIVERY.steps if event is Event.ABANDON] == [DeliveryState.HELD]
+
+
+@pytest.mark.promise("P8")
+def test_only_a_release_that_was_verified_is_activated() -> None:
+    before = {state for (state, event) in ENGINE.steps if event in (Event.ACTIVATE, Event.SHADOW)}
+    assert before == {EngineStage.VERIFIED, EngineStage.SHADOW, EngineStage.RETIRED}
+    without = {step: after for step, after in ENGINE.steps.items() if step[1] is not Event.VERIFY}
+    unverified = reached(Machine("engine", ENGINE.initial, without, ENGINE.final), ENGINE.initial)
+    assert unverified.isdisjoint({EngineStage.SHADOW, EngineStage.ACTIVE, EngineStage.RETIRED})
 
 
 @pytest.mark.promise("P6")

@@ -121,7 +121,7 @@ class Reporter:
 
     def _build(self, job: Job, *, with_pixels: bool) -> tuple[list[_Item], str]:
         """The results of a job and where they are owed; or none, and why. Without pixels no decoder is in the way."""
-        engine, outcome = self._desk.engine(job.engine), job.outcome
+        engine, outcome = self._desk.author(job.engine), job.outcome
         if engine is None or outcome is None:
             return [], "the engine is no longer configured"
         if not engine.publish:
