@@ -101,6 +101,11 @@ class PackageInvalid(ScansideError):
 class PlanRefused(ScansideError):
     """A plan is missing, cut short, altered, or was built for something else: not loaded, but built again."""
 
+    def __init__(self, text: str, key: str = "") -> None:
+        """`key`: of the plan that is wanted, where that is known."""
+        super().__init__(text)
+        self.key = key
+
 
 class EngineRefused(ScansideError):
     """A release of an engine cannot be had, or may not serve; the text says why, and what to do."""

@@ -162,6 +162,7 @@ class EngineIdentity:
     runtime_version: str = ""
     device: str = ""  #: "CPU (AMD EPYC)"
     degraded: str = ""  #: why it did not run where it should have, in words; "" if it did
+    plan_sha256: str = ""  #: of the plan that ran; "": the model itself did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

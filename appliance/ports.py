@@ -209,6 +209,7 @@ class LoadedEngine(Protocol):
     runtime_version: str
     device: str
     degraded: str  #: why it does not run where it should, in words; "" if it does
+    plan_sha256: str  #: of the plan that runs; "": the model itself does
     last_run_ms: float  #: of the last `infer`: inside the runtime's run call, measured in the child
 
     def infer(
@@ -250,11 +251,19 @@ class PlanBuilder(Protocol):
         """Why it cannot build here, in words; "" if it can. Never crashes the caller."""
         ...
 
+    def find(self, model: Path, sha256: str, folder: Path, /) -> BuiltPlan:
+        """The plan in `folder` that was built for all that there is now, every byte of it checked.
+
+        Raises PlanRefused, RuntimeFailed where nothing is here that would run it.
+        """
+        ...
+
     def build(
         self, model: Path, sha256: str, folder: Path, progress: Callable[[str, int, int], None], deadline_s: float, /
     ) -> BuiltPlan:
         """Compile a model file whose bytes must hash to `sha256` into `folder`, atomically, by the deadline.
 
-        `progress` is told a phase, and how many steps of it are done, of how many. Raises RuntimeFailed.
+        `progress` is told a phase, and how many steps of it are done, of how many; several times a second, also where
+        nothing is new. What it raises ends the build, and is raised. Raises RuntimeFailed.
         """
         ...

@@ -14,7 +14,7 @@ from appliance.engine_store.book import OFF
 from appliance.engine_store.store import Named
 from appliance.errors import EngineRefused
 from appliance.wakeup import is_listening
-from appliance.wiring.engine_work import Workshop, check_room, plan_builders, workshop
+from appliance.wiring.engine_work import Workshop, check_room, workshop
 
 WantedArgument = Annotated[
     str,
@@ -100,14 +100,8 @@ def build(
     """Compile it for this device. Takes minutes, in a process of low priority; what serves goes on meanwhile."""
     at, output = _bench(config, by), Output(as_json=as_json)
     named = at.shop.store.find(wanted)
-    builders = plan_builders(at.config)
-    reasons = [reason for one in builders if (reason := one.probe())]
-    able = [one for one in builders if not one.probe()]
-    if not able:
-        why = "; ".join(reasons) or "nothing that compiles engines is installed"
-        raise EngineRefused(f"{named} cannot be compiled here: {why}. It goes on being served by the processor.")
     with output.phases() as progress:
-        plan = at.shop.build(named, able[0], progress, deadline)
+        plan = at.shop.build(named, progress, deadline)
     output.document({"engine": named.engine_id, "release": named.release, "plan": asdict(plan)})
     output.line(f"{named} is compiled: {plan.path.name}", style="bold green")
     _say_next(output, at.shop, named)
@@ -116,14 +110,16 @@ def build(
 _VERIFY = teaching(
     "scanside engines verify ct-lesion",
     "scanside engines verify ct-lesion@0.2.0 --json | jq .measured",
-    failed="it is not right on what will run it; an imported release is then refused",
+    failed="it is not right on what will run it; its plan is then refused, or an imported release",
 )
 
 
 def verify(wanted: WantedArgument, config: ConfigOption = None, by: ByOption = "", as_json: JsonOption = False) -> None:
     """Prove it on what will run it, and measure time and memory. Writes verify.json beside the release.
 
-    Inputs and outputs must be those of the manifest, golden numbers within tolerances, and findings the same.
+    That is its plan, where one was built for this machine as it is now, else the processor. Inputs and outputs must be
+    those of the manifest, golden numbers within tolerances, and findings the same. A plan that is not right is refused;
+    the release is not.
     """
     at, output = _bench(config, by), Output(as_json=as_json)
     named = at.shop.store.find(wanted)
@@ -145,6 +141,10 @@ def verify(wanted: WantedArgument, config: ConfigOption = None, by: ByOption = "
             )
         ],
     )
+    if report.plan:
+        output.line(f"    on its plan {report.plan}, sha256 {report.plan_sha256}", style="dim")
+    if report.not_its_plan:
+        output.line(f"! not on its plan: {report.not_its_plan}", style="bold red")
     _say_next(output, at.shop, named)
 
 

@@ -8,11 +8,12 @@ import typer
 from appliance import engine_package
 from appliance.cli import engine_steps
 from appliance.cli.opening import FAILED, ConfigOption, JsonOption, load_config, teaching
-from appliance.cli.tables import Column, Output
+from appliance.cli.tables import Column, Output, run_by
 from appliance.config import Config, EngineMode
 from appliance.engine_store.book import SHIPPED, Book
 from appliance.engine_store.store import EngineStore, Named
 from appliance.errors import CertificateUnusable, EngineRefused, PackageInvalid
+from appliance.wiring.engine_work import report_of
 from appliance.wiring.engines import engine_store
 
 app = typer.Typer(rich_markup_mode=None)
@@ -51,6 +52,8 @@ class Listed:
     why_not: str = ""
     package_sha256: str = ""
     last: str = ""  #: the last that happened to it
+    runtime: str = ""  #: with its version: what it was verified on last
+    plan_sha256: str = ""  #: of the plan that was verified then; "": the model itself
 
 
 @engines.command(
@@ -66,8 +69,8 @@ def list_engines(config: ConfigOption = None, as_json: JsonOption = False) -> No
     """List the engines, each file checked against its hash.
 
     Shows those that the configuration names, those that lie in its engines_dir, and every release that was imported:
-    how far it has come, and which of them serves. Whether it does so just now, after its golden cases, is told by
-    `scanside status`.
+    how far it has come, which of them serves, and what it was verified on. Whether it does so just now, after its
+    golden cases, and by what, is told by `scanside status`.
     """
     loaded, output = load_config(config), Output(as_json=as_json)
     store = engine_store(loaded)
@@ -76,7 +79,7 @@ def list_engines(config: ConfigOption = None, as_json: JsonOption = False) -> No
     output.document({"engines": [asdict(one) for one in found], "alarms": alarms})
     if not found:
         output.line(f"No engines in {loaded.engines_dir}, none configured.")
-    columns = [Column(name) for name in ("release", "status", "mode", "stage", "serves", "valid")]
+    columns = [Column(name) for name in ("release", "status", "mode", "stage", "serves", "verified on", "valid")]
     output.table([Column("id", style="bold"), *columns], [_row(one) for one in found])
     for one in found:
         if not one.valid:
@@ -92,7 +95,9 @@ def list_engines(config: ConfigOption = None, as_json: JsonOption = False) -> No
 
 def _row(one: Listed) -> tuple[object, ...]:
     release = f"{one.version} ({one.release})" if one.release == SHIPPED else one.release
-    return one.id, release, one.status, one.mode or "(not used)", one.stage, one.place, "yes" if one.valid else "NO"
+    proved_on = run_by(one.runtime, one.plan_sha256)
+    valid = "yes" if one.valid else "NO"
+    return one.id, release, one.status, one.mode or "(not used)", one.stage, one.place, proved_on, valid
 
 
 def _names(config: Config, store: EngineStore) -> list[str]:
@@ -134,6 +139,7 @@ def _one(config: Config, store: EngineStore, named: Named, book: Book) -> Listed
         "mode": options.mode if options else "",
         "stage": named.stage or "",
         "place": places.get(named.release, ""),
+        **_proof(store, named),
         "last": f"{lines[-1].at} {lines[-1].event} by {lines[-1].by}: {lines[-1].why}" if lines else "",
     }
     try:
@@ -150,3 +156,10 @@ def _one(config: Config, store: EngineStore, named: Named, book: Book) -> Listed
         valid=True,
         package_sha256=package.package_sha256,
     )
+
+
+def _proof(store: EngineStore, named: Named) -> dict[str, str]:
+    """What it was verified on last; nothing of one that was not."""
+    report = report_of(store, named) or {}
+    runtime = f"{report.get('runtime', '')} {report.get('runtime_version', '')}".strip()
+    return {"runtime": runtime, "plan_sha256": str(report.get("plan_sha256", ""))}

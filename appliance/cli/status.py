@@ -9,7 +9,7 @@ import typer
 from appliance.cli.opening import FAILED, ConfigOption, JsonOption, config_path, load_config, teaching
 from appliance.cli.planner import Backlog, plan
 from appliance.cli.situation import Attention, Situation, attentions, awaited_words, look
-from appliance.cli.tables import Column, Output, plural, size_of, span_of
+from appliance.cli.tables import Column, Output, plural, run_by, size_of, span_of
 from appliance.cli.unproven import unproven_words
 from appliance.config import Config, EngineMode
 from appliance.wiring.common import HOUR_MS
@@ -146,12 +146,13 @@ def _print_engines(output: Output, now: Situation) -> None:
     if now.engines:
         output.line()
     output.table(
-        [Column("engine"), Column("serves"), Column("results"), Column("on, or why not")],
+        [Column("engine"), Column("serves"), Column("results"), Column("by"), Column("on, or why not")],
         [
             (
                 key,
                 "yes" if fact["serves"] else "NO",
                 "sent" if fact["publish"] else "shadow",
+                run_by(fact.get("runtime", ""), fact.get("plan_sha256", "")),
                 fact["reason"] or fact.get("device", ""),
             )
             for key, fact in now.engines.items()

@@ -157,5 +157,10 @@ def span_of(ms: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{ms:.0f} ms"
 
 
+def run_by(runtime: str, plan_sha256: str) -> str:
+    """A runtime and its version, and the plan that it runs, by the first digits of its hash."""
+    return f"{runtime}, plan {plan_sha256[:12]}" if plan_sha256 else runtime
+
+
 def plural(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"

@@ -139,6 +139,11 @@ def unfinished(journal: Journal, *states: JobState) -> list[Job]:
     return [job_of(row) for row in rows]
 
 
+def is_any_due(journal: Journal) -> bool:
+    """Whether a job is ready, or is run."""
+    return bool(unfinished(journal, JobState.READY, JobState.RUNNING))
+
+
 def overtaken(journal: Journal, job: Job) -> bool:
     """Whether an early run of this job is not worth going on with: its inputs changed, or another job is ready."""
     row = journal.one("SELECT last_instance_id, state FROM job WHERE id=?", job.id)

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -114,8 +113,7 @@ class TensorRtBuilder:
         facts = self._facts(model)
         with closing(self._loaded(model, sha256)) as child:
             target = self._target(facts, sha256, child.runtime_version)
-            told = partial(_tell, child, progress)
-            plan = child.infer(self._inputs(child, facts.ranges), deadline_s, told)[plan_build.PLAN]
+            plan = child.infer(self._inputs(child, facts.ranges), deadline_s, _Teller(child, progress))[plan_build.PLAN]
         progress("write", 0, 1)
         kept = _kept(folder, target, plan)
         progress("write", 1, 1)
@@ -215,13 +213,20 @@ def _precision(manifest: Manifest, file: str) -> str:
     return next((str(name) for name, variant in variants.items() if Path(variant.file).name == file), "model")
 
 
-def _tell(child: ChildEngine, progress: Progress) -> bool:
-    """Pass on how far it is; never withdraws the build by itself."""
-    for line in child.printed():
-        kind, *rest = line.split("\t")
-        if kind == plan_build.PROGRESS and len(rest) == 3 and rest[0].isdigit() and rest[1].isdigit():
-            progress(rest[2], int(rest[0]), int(rest[1]))
-    return False
+class _Teller:
+    """Passes on how far a build is, each time that it is asked whether to withdraw it: never by itself."""
+
+    def __init__(self, child: ChildEngine, progress: Progress) -> None:
+        self._child, self._progress = child, progress
+        self._last = ("build", 0, 0)
+
+    def __call__(self) -> bool:
+        for line in self._child.printed():
+            kind, *rest = line.split("\t")
+            if kind == plan_build.PROGRESS and len(rest) == 3 and rest[0].isdigit() and rest[1].isdigit():
+                self._last = rest[2], int(rest[0]), int(rest[1])
+        self._progress(*self._last)
+        return False
 
 
 def _kept(folder: Path, target: Target, plan: Array) -> BuiltPlan:

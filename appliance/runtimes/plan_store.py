@@ -105,6 +105,20 @@ def keep(folder: Path, target: Target, plan: memoryview) -> BuiltPlan:
 
 def find(folder: Path, target: Target) -> BuiltPlan:
     """The plan for just that, every byte of it checked. Raises PlanRefused, which says what is wrong."""
+    try:
+        return _checked(folder, target)
+    except PlanRefused as error:
+        raise PlanRefused(str(error), target.key) from error
+
+
+def drop(plan: BuiltPlan) -> None:
+    """It was found wrong, and is found no more. Raises OSError."""
+    for path in (plan.path.with_suffix(".json"), plan.path):
+        path.unlink(missing_ok=True)
+    sync_folder(plan.path.parent)
+
+
+def _checked(folder: Path, target: Target) -> BuiltPlan:
     path, key = _paths(folder, target.key)
     if not path.exists() and not key.exists():
         raise PlanRefused(_what_changed(folder, target))

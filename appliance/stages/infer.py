@@ -304,4 +304,5 @@ def _on(identity: EngineIdentity, loaded: LoadedEngine) -> EngineIdentity:
         runtime_version=loaded.runtime_version,
         device=loaded.device,
         degraded=loaded.degraded,
+        plan_sha256=loaded.plan_sha256,
     )

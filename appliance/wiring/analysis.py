@@ -14,7 +14,7 @@ from functools import partial
 from appliance import routing
 from appliance.config import Config
 from appliance.errors import OutOfResources, RuntimeFailed
-from appliance.journal import copies, inbox
+from appliance.journal import copies, inbox, jobs
 from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.logs import configure
@@ -41,10 +41,11 @@ from appliance.wiring.common import (
     publish_facts,
     wait_until_proved,
 )
-from appliance.wiring.engine_work import child_runtime
+from appliance.wiring.engine_work import child_runtime, workshop
 from appliance.wiring.engines import EngineFacts, engine_store
+from appliance.wiring.plans import Plans
 from appliance.wiring.remotes import Remotes
-from appliance.wiring.team import Surroundings, Team
+from appliance.wiring.team import WE, Surroundings, Team
 
 SHORTAGE_PAUSE_S = 2.0  # of the journal, or of somebody to read images
 LOOK_EVERY_S = 1.0
@@ -65,11 +66,15 @@ class Analysis:
         self._bell = Bell(config.run_dir, "analyse")
         self._go = threading.Event()
         self._runtime = child_runtime(config)
-        store = engine_store(config)
-        self._remotes = Remotes(config)
         self._team = Team(
             Surroundings(
-                config=config, store=store, runtime=self._runtime, journal=journal, log=log, remotes=self._remotes
+                config=config,
+                store=engine_store(config),
+                runtime=self._runtime,
+                journal=journal,
+                log=log,
+                remotes=Remotes(config),
+                plans=Plans(workshop(config, WE), log, partial(jobs.is_any_due, journal), self._go.set),
             )
         )
         self._reader = ChildReader(ReaderSettings(memory_mb=config.analyse.read_memory_mb))
@@ -180,7 +185,7 @@ class Analysis:
 
     def _rest(self, worked: bool) -> None:
         self._freshen_reader()
-        self._remotes.tend(lambda: self._life.stopping.is_set() or self._inferrer.is_wanted)
+        self._team.tend(lambda: self._life.stopping.is_set() or self._inferrer.is_wanted)
         if worked:
             give_memory_back()
         self._go.wait(SLOW_POLL_S)

@@ -8,24 +8,27 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from appliance import __version__
 from appliance.config import Config
+from appliance.disk import refusal
 from appliance.engine_manifest import Tensor
 from appliance.engine_package import EnginePackage
 from appliance.engine_store.store import EngineStore, Named
-from appliance.errors import EngineRefused, PackageInvalid, RuntimeFailed
+from appliance.errors import EngineRefused, PackageInvalid, PlanRefused, RuntimeFailed
 from appliance.imaging import golden
 from appliance.imaging.golden import Tolerance
-from appliance.ports import BuiltPlan, PlanBuilder
+from appliance.ports import BuiltPlan
+from appliance.runtimes import plan_store
 from appliance.runtimes.channel import TensorSpec
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
 from appliance.states import Event
+from appliance.wiring.compiler import Compiler, compiler
 from appliance.wiring.engines import engine_store
 
 WARM_UPS = 2
@@ -66,8 +69,11 @@ class Verified:
     device: str
     golden_cases: int
     measured: Measured
-    plan: str
     at: str
+    plan: str = ""  #: file name of the plan that it was proved on; "": on the model itself, by the processor
+    plan_sha256: str = ""
+    plan_key: str = ""
+    not_its_plan: str = ""  #: why not on the plan that was built once
     appliance: str = __version__
 
 
@@ -78,6 +84,7 @@ class Workshop:
     store: EngineStore
     runtime: ChildRuntime
     by: str
+    compiler: Compiler | None = None  #: None: nothing is compiled here
 
     def check(self, named: Named, progress: Progress) -> list[Checked]:
         """Every model file, on ONNX Runtime on the processor: numbers within tolerances, and the same findings.
@@ -107,18 +114,20 @@ class Workshop:
                 device=child.device,
             )
 
-    def build(
-        self, named: Named, builder: PlanBuilder, progress: Callable[[str, int, int], None], deadline_s: float
-    ) -> BuiltPlan:
-        """Compile it for this device. What serves goes on meanwhile. Raises EngineRefused, RuntimeFailed."""
+    def build(self, named: Named, progress: Callable[[str, int, int], None], deadline_s: float) -> BuiltPlan:
+        """Compile it for this device. What serves goes on meanwhile. Raises EngineRefused, RuntimeFailed.
+
+        What `progress` raises ends it, and is raised.
+        """
         if named.stage is None:
             raise EngineRefused(
                 f"{named} is not imported: plans are kept with what is. First `scanside engines import`"
             )
-        if reason := builder.probe():
-            raise EngineRefused(f"{named} cannot be compiled here: {reason}. It goes on being served by the processor")
         self.store.check_ready(named, Event.BUILD)
-        package = self.store.load(named)
+        reason = self.compiler.builder.probe() if self.compiler else "nothing here compiles engines"
+        if self.compiler is None or reason:
+            raise EngineRefused(f"{named} cannot be compiled here: {reason}. It goes on being served by the processor")
+        builder, package = self.compiler.builder, self.store.load(named)
         folder = self.store.plans(named)
         plan = builder.build(package.model_path, package.model_sha256, folder, progress, deadline_s)
         with plan.path.open("rb") as file:
@@ -132,32 +141,80 @@ class Workshop:
     def verify(self, named: Named, progress: Progress) -> tuple[Verified, Path | None]:
         """Prove it on what will run it, and measure it; the report is durable before the step. None: shipped.
 
+        That is its plan, where one was built for this machine as it is now, else the processor. A plan that is found
+        wrong is refused, and the release is as it was.
+
         Raises PackageInvalid, EngineRefused where it is not right, RuntimeFailed where no runtime is there.
         """
         self.store.check_ready(named, Event.VERIFY)
         with self._refusing(named):
             package = self.store.load(named)
-            with closing(self._loaded(package, package.manifest.model)) as child:
-                if fault := _io_fault(package, child) or golden.fault(package, child):
-                    raise EngineRefused(fault)
-                measured = _measure(package, child, progress)
-                report = Verified(
-                    release=str(named),
-                    package_sha256=package.package_sha256,
-                    model_sha256=package.model_sha256,
-                    runtime=child.runtime,
-                    runtime_version=child.runtime_version,
-                    device=child.device,
-                    golden_cases=len(package.manifest.golden),
-                    measured=measured,
-                    plan="",
-                    at=self.store.now(),
-                )
+        plan, why_not = self.plan(named, package)
+        if plan is not None:
+            report = self._verified_on(plan, named, package, progress)
+        else:
+            with self._refusing(named), closing(self._loaded(package, package.manifest.model)) as child:
+                report = replace(self._verified(named, package, child, progress), not_its_plan=why_not)
         if named.stage is None:
             return report, None
         path = self.store.write_report(named, json.dumps(asdict(report), indent=1).encode() + b"\n")
-        self.store.step(named, Event.VERIFY, self.by, f"p50 {measured.p50_ms:g} ms, p99 {measured.p99_ms:g} ms")
+        measured = report.measured
+        times = f"p50 {measured.p50_ms:g} ms, p99 {measured.p99_ms:g} ms, by {report.runtime} {report.plan}".rstrip()
+        self.store.step(named, Event.VERIFY, self.by, times)
         return report, path
+
+    def plan(self, named: Named, package: EnginePackage) -> tuple[BuiltPlan | None, str]:
+        """The plan for this machine as it is now, or why the one that was built once cannot be used."""
+        release = self.store.book(named.engine_id).releases.get(named.release)
+        if self.compiler is None or release is None or not release.plan_key:
+            return None, ""
+        try:
+            found = self.compiler.builder.find(package.model_path, package.model_sha256, self.store.plans(named))
+        except (PlanRefused, RuntimeFailed) as error:
+            return None, str(error)
+        return found, ""
+
+    def refuse_plan(self, named: Named, plan: BuiltPlan, why: str) -> None:
+        """It is found no more, and history says why; the release is as it was. Raises OutOfResources, StoreFailed."""
+        words = f"{plan.path.name}, sha256 {plan.sha256}: {why}"
+        self.store.note(named.engine_id, named.release, self.by, "plan_refused", words)
+        try:
+            plan_store.drop(plan)
+        except OSError as error:
+            raise refusal(error, plan.path.name) from error
+
+    def _verified_on(self, plan: BuiltPlan, named: Named, package: EnginePackage, progress: Progress) -> Verified:
+        """A plan that does not even run is not refused: it may be the GPU's memory, or its driver."""
+        if self.compiler is None:
+            raise EngineRefused("nothing here runs plans")
+        try:
+            with closing(self.compiler.runtime.load(plan.path, plan.sha256)) as child:
+                report = self._verified(named, package, child, progress)
+        except RuntimeFailed as error:
+            raise EngineRefused(f"{plan.path.name}, the plan of {named}, does not run: {error}") from error
+        except EngineRefused as error:
+            self.refuse_plan(named, plan, str(error))
+            raise EngineRefused(
+                f"{plan.path.name}, the plan of {named}, is not right and is refused: {error}. The release is not:"
+                f" `scanside engines build {named}` compiles it anew, `verify` proves it on the processor"
+            ) from error
+        return replace(report, plan=plan.path.name, plan_sha256=plan.sha256, plan_key=plan.key)
+
+    def _verified(self, named: Named, package: EnginePackage, child: ChildEngine, progress: Progress) -> Verified:
+        """Raises EngineRefused where it is not right, RuntimeFailed."""
+        if fault := _io_fault(package, child) or golden.fault(package, child):
+            raise EngineRefused(fault)
+        return Verified(
+            release=str(named),
+            package_sha256=package.package_sha256,
+            model_sha256=package.model_sha256,
+            runtime=child.runtime,
+            runtime_version=child.runtime_version,
+            device=child.device,
+            golden_cases=len(package.manifest.golden),
+            measured=_measure(package, child, progress),
+            at=self.store.now(),
+        )
 
     def _loaded(self, package: EnginePackage, file: str) -> ChildEngine:
         return self.runtime.load(package.folder / file, package.manifest.files[file])
@@ -177,7 +234,7 @@ class Workshop:
 
 
 def workshop(config: Config, by: str) -> Workshop:
-    return Workshop(store=engine_store(config), runtime=child_runtime(config), by=by)
+    return Workshop(store=engine_store(config), runtime=child_runtime(config), by=by, compiler=compiler(config))
 
 
 def child_runtime(config: Config) -> ChildRuntime:
@@ -189,11 +246,6 @@ def child_runtime(config: Config) -> ChildRuntime:
             memory_mb=config.analyse.memory_mb,
         )
     )
-
-
-def plan_builders(_: Config) -> Sequence[PlanBuilder]:
-    """What compiles engines on this machine, best first. The first that can is asked."""
-    return ()
 
 
 def _models(package: EnginePackage) -> Iterator[tuple[str, str, Tolerance | None]]:

@@ -65,7 +65,15 @@ class EngineFacts:
                 "on_duty": True,
                 "publish": engine.publish,
                 "reason": why_not or ("" if serves else "not loaded"),
-                "device": self.loaded[engine.key].device if serves else "",
-                "degraded": self.loaded[engine.key].degraded if serves else "",
+                **self._on(self.loaded[engine.key] if serves else None),
             }
         return {**unknown, **on_duty}
+
+    def _on(self, loaded: LoadedEngine | None) -> dict[str, str]:
+        """What runs it, where it serves."""
+        return {
+            "runtime": f"{loaded.runtime} {loaded.runtime_version}".rstrip() if loaded else "",
+            "device": loaded.device if loaded else "",
+            "plan_sha256": loaded.plan_sha256 if loaded else "",
+            "degraded": loaded.degraded if loaded else "",
+        }

@@ -11,11 +11,12 @@ from appliance.engine_manifest import Tensor
 from appliance.imaging import golden
 from appliance.ports import LoadedEngine
 from appliance.runtimes.channel import TensorSpec
+from appliance.runtimes.fallback import Preferred, WithFallback
 from appliance.runtimes.process import ChildRuntime, ChildSettings
-from appliance.runtimes.remote import RemoteFirst, RemoteModel
 from appliance.stages.desk import EngineOnDuty
 
 REAP_S = 2.0  # of a child that only waits for an answer
+TEND_S = 20.0  # for looking whether a server is back
 
 
 class Remotes:
@@ -23,14 +24,14 @@ class Remotes:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._there: list[RemoteFirst] = []
+        self._there: list[WithFallback] = []
 
     def before(self, engine: EngineOnDuty, local: LoadedEngine) -> LoadedEngine:
         """What serves: the server and then `local`, which is verified, or only that where no server is named."""
         options = self._config.engine(engine.package.manifest.id)
         if options is None or options.remote is None:
             return local
-        remote = RemoteFirst(_wanted(engine, options.remote), self._runtime(options.remote), local)
+        remote = WithFallback(self._runtime(options.remote), local, _wanted(engine, options.remote))
         remote.tend()
         self._there.append(remote)
         return remote
@@ -53,21 +54,25 @@ class Remotes:
         )
 
 
-def _wanted(engine: EngineOnDuty, options: Remote) -> RemoteModel:
+def _wanted(engine: EngineOnDuty, options: Remote) -> Preferred:
     package = engine.package
-    return RemoteModel(
+    return Preferred(
         name=f"{options.model} at {options.url}",
+        kind="the server",
+        instead="this box",
         model=package.model_path,
         sha256=package.model_sha256,
-        inputs=_specs(package.manifest.inputs),
-        outputs=_specs(package.manifest.outputs),
+        inputs=tensor_specs(package.manifest.inputs),
+        outputs=tensor_specs(package.manifest.outputs),
         verify=partial(golden.fault, package),
         share=options.share,
+        tend_s=TEND_S,
         max_message_bytes=options.max_message_mb << 20,
     )
 
 
-def _specs(tensors: Sequence[Tensor]) -> list[TensorSpec]:
+def tensor_specs(tensors: Sequence[Tensor]) -> list[TensorSpec]:
+    """Of a manifest, as a child tells its own."""
     return [TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape) for tensor in tensors]
 
 

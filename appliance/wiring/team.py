@@ -27,6 +27,7 @@ from appliance.ports import LoadedEngine, Runtime
 from appliance.stages.desk import EngineOnDuty
 from appliance.stages.infer import Fault
 from appliance.wiring.common import Log
+from appliance.wiring.plans import Plans
 from appliance.wiring.remotes import Remotes
 
 CHANCES = 3  # of an engine whose child dies while it is loaded: memory may be short just now
@@ -83,6 +84,7 @@ class Surroundings:
     journal: Journal
     log: Log
     remotes: Remotes
+    plans: Plans
     monotonic: Callable[[], float] = time.monotonic
 
 
@@ -115,7 +117,11 @@ class Team:
             self._change(options, why_not)
 
     def look(self) -> list[str]:
-        """Take up what a person has activated meanwhile; returns the ids that changed. Raises OutOfResources."""
+        """Take up what a person has activated meanwhile, or a build made; returns the ids that changed.
+
+        Raises OutOfResources.
+        """
+        self._around.plans.settle()
         changed = [one for one in self._options if self._stamp(one.id) != self._seen.get(one.id)]
         for options in changed:
             self._change(options)
@@ -143,13 +149,20 @@ class Team:
         post = min(found, key=lambda one: self._tested[one.child_key])
         child = self._children[post.child_key]
         fault = _fault(post.engine.package, child)
+        self._around.plans.prove(post.named)
         self._tested[post.child_key] = self._around.monotonic()
         self._log("self_test", engine=post.engine.key, fault=fault)
         if fault:
             self._give_way(post.engine.key, f"it failed its self-test: {fault}", NOTHING)
         return True
 
+    def tend(self, cancelled: Callable[[], bool]) -> None:
+        """When there is nothing else to do: look whether what failed is back, and build what is due."""
+        self._around.remotes.tend(cancelled)
+        self._around.plans.tend(cancelled)
+
     def close(self) -> None:
+        self._around.plans.close()
         for front in self._fronts.values():
             front.close()
 
@@ -242,7 +255,10 @@ class Team:
         self._log("engines_on_duty", engine=options.id, releases=[post.named.release for post in posts])
 
     def _proved(self, post: Post, why_not: str) -> Post:
-        if post.fault or post.child_key in self._children:
+        if post.fault:
+            return post
+        if post.child_key in self._children:
+            self._around.plans.look(post.named)
             return post
         fault = why_not or self._load(post)
         return replace(post, fault=fault)
@@ -260,13 +276,17 @@ class Team:
                     fault = str(error)
                     continue
                 if not fault:
-                    remotes = self._around.remotes
                     self._children[post.child_key] = child
-                    self._fronts[post.child_key] = child if post.shadow else remotes.before(post.engine, child)
+                    self._fronts[post.child_key] = self._front(post, child)
                     self._tested[post.child_key] = self._around.monotonic()
                     undo.pop_all()
                 break
         return fault
+
+    def _front(self, post: Post, child: LoadedEngine) -> LoadedEngine:
+        """What serves, with the child behind it."""
+        local = self._around.plans.before(post.named, post.engine.package, child)
+        return local if post.shadow else self._around.remotes.before(post.engine, local)
 
     def _all_stay(self, faulty: Sequence[Post]) -> bool:
         """False: another release may try now. None is turned off: the next start lets it try again."""

@@ -38,7 +38,9 @@ from appliance.stages.report.wording import CORRECTION_TEXT
 from appliance.states import Event, JobState, StepState
 from appliance.wiring import analysis
 from appliance.wiring.common import open_spool
+from appliance.wiring.engine_work import workshop
 from appliance.wiring.engines import EngineFacts, engine_store
+from appliance.wiring.plans import Plans
 from appliance.wiring.remotes import Remotes
 from appliance.wiring.team import Surroundings, Team
 from tests.journals import Hands, arrival, events, open_journal, receive
@@ -84,6 +86,7 @@ class Fake:
     runtime_version: str = "1"
     device: str = "none"
     degraded: str = ""
+    plan_sha256: str = ""
     last_run_ms: float = 1.0
     ran: int = 0
 
@@ -544,6 +547,7 @@ def team_of(config: Config, rig: Rig) -> Team:
         journal=rig.journal,
         log=lambda *_, **__: None,
         remotes=Remotes(config),
+        plans=Plans(workshop(config, "test"), lambda *_, **__: None, lambda: False),
     )
     return Team(around)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -13,9 +13,10 @@ from onnx import TensorProto
 
 from appliance.cli import main
 from appliance.config import load
-from appliance.errors import EngineRefused
+from appliance.errors import EngineRefused, PlanRefused
 from appliance.ports import BuiltPlan, PlanBuilder
 from appliance.states import EngineStage
+from appliance.wiring.compiler import Compiler
 from appliance.wiring.engine_work import Workshop, workshop
 from tests.packages import Kind, Recipe, brightness, misbehaving, write_package
 
@@ -199,7 +200,7 @@ def test_what_a_release_did_by_itself_is_told_by_status_until_a_person_decides(s
     assert alarm not in run("status").out
 
 
-class Compiler:
+class Builder:
     """A builder that works like one: a file that appears whole."""
 
     def __init__(self, why_not: str = "", lie: bool = False) -> None:
@@ -207,6 +208,9 @@ class Compiler:
 
     def probe(self) -> str:
         return self.why_not
+
+    def find(self, model: Path, sha256: str, folder: Path) -> BuiltPlan:  # noqa: ARG002 - the port's signature
+        raise PlanRefused("no plan was built yet")
 
     def build(
         self, model: Path, sha256: str, folder: Path, progress: Callable[[str, int, int], None], deadline_s: float
@@ -226,16 +230,17 @@ def test_a_plan_is_built_beside_what_serves_and_must_be_verified_anew(site: Path
     told: list[tuple[str, int, int]] = []
 
     def build(builder: PlanBuilder) -> BuiltPlan:
-        return shop.build(shop.store.find("films"), builder, lambda *one: told.append(one), 60)
+        compiling = replace(shop, compiler=Compiler(builder=builder, runtime=shop.runtime))
+        return compiling.build(shop.store.find("films"), lambda *one: told.append(one), 60)
 
     with pytest.raises(EngineRefused, match="first `scanside engines check"):
-        build(Compiler())
+        build(Builder())
     run("engines", "check", "films")
     with pytest.raises(EngineRefused, match=r"no driver\. It goes on being served by the processor"):
-        build(Compiler("no driver"))
+        build(Builder("no driver"))
     with pytest.raises(EngineRefused, match="does not hold"):
-        build(Compiler(lie=True))
-    plan = build(Compiler())
+        build(Builder(lie=True))
+    plan = build(Builder())
     (release,) = shop.store.book("films").releases.values()
     assert (release.stage, release.plan, release.plan_key) == (EngineStage.BUILT, "a.plan", "key")
     assert plan.path.parent == shop.store.plans(shop.store.find("films"))
@@ -243,7 +248,7 @@ def test_a_plan_is_built_beside_what_serves_and_must_be_verified_anew(site: Path
     assert run("engines", "activate", "films").code == 1
     assert run("engines", "verify", "films").code == 0
     assert run("engines", "activate", "films").code == 0
-    build(Compiler())
+    build(Builder())
     assert shop.store.find("films").stage is EngineStage.ACTIVE
 
 

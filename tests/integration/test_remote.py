@@ -18,8 +18,8 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 from appliance.errors import RuntimeCancelled, RuntimeFailed
 from appliance.ports import Array, LoadedEngine, Runtime
 from appliance.runtimes.channel import TensorSpec
+from appliance.runtimes.fallback import Preferred, WithFallback
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
-from appliance.runtimes.remote import RemoteFirst, RemoteModel
 from tests.certificates import Authority, Paper
 from tests.kserve_double import Double, Model, serving
 
@@ -83,9 +83,9 @@ class Box:
     model: Path
     here: Any
     verify: Callable[[LoadedEngine], str] = golden
-    engines: list[RemoteFirst] = field(default_factory=list)
+    engines: list[WithFallback] = field(default_factory=list)
 
-    def engine(self, port: int, **more: Any) -> RemoteFirst:
+    def engine(self, port: int, **more: Any) -> WithFallback:
         sha256 = hashlib.sha256(self.model.read_bytes()).hexdigest()
         settings = {"url": f"127.0.0.1:{port}", "model": "m", "connect_s": 10.0, "max_message_bytes": MESSAGE}
         tls = more.pop("tls", None)
@@ -95,10 +95,11 @@ class Box:
             )
         )
         given: dict[str, Any] = {"inputs": [INPUT], "outputs": [OUTPUT], "share": 0.5, "max_message_bytes": MESSAGE}
-        wanted = RemoteModel(
+        given |= {"kind": "the server", "instead": "this box", "tend_s": 20.0}
+        wanted = Preferred(
             name=f"m at 127.0.0.1:{port}", model=self.model, sha256=sha256, verify=self.verify, **given | more
         )
-        self.engines.append(RemoteFirst(wanted, runtime, self.here))
+        self.engines.append(WithFallback(runtime, self.here, wanted))
         return self.engines[-1]
 
 
@@ -380,7 +381,7 @@ def test_a_child_that_is_killed_between_two_studies(box: Box) -> None:
     with serving(served) as port:
         engine = box.engine(port)
         check(engine, local=False)
-        remote = engine._remote
+        remote = engine._preferred
         assert remote is not None
         assert remote._child is not None
         remote._child._process.kill()

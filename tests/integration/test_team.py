@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from appliance.model import Job, Reason
 from appliance.ports import Array
 from appliance.stages.infer import Fault
 from appliance.states import EngineStage, Event, JobState
+from appliance.wiring.engine_work import workshop
 from appliance.wiring.engines import engine_store
+from appliance.wiring.plans import Plans
 from appliance.wiring.remotes import Remotes
 from appliance.wiring.team import HOUR_S, Surroundings, Team
 from tests.journals import STUDY, open_journal
@@ -37,6 +39,7 @@ class Loaded:
     runtime_version: str = "1"
     device: str = "none"
     degraded: str = ""
+    plan_sha256: str = ""
     last_run_ms: float = 1.0
 
     def infer(
@@ -94,6 +97,9 @@ class Site:
         self.logged: list[str] = []
         self.team: Team
 
+    def log(self, event: str, **_: Any) -> None:
+        self.logged.append(event)
+
     def start(self) -> Team:
         self.team = Team(
             Surroundings(
@@ -101,8 +107,9 @@ class Site:
                 store=self.store,
                 runtime=self.runtime,
                 journal=self.journal,
-                log=lambda event, **_: self.logged.append(event),
+                log=self.log,
                 remotes=Remotes(self.config),
+                plans=Plans(replace(workshop(self.config, "analyse"), compiler=None), self.log, lambda: False),
                 monotonic=lambda: self.now_s,
             )
         )

@@ -125,6 +125,7 @@ def _algorithm(context: ReportContext) -> sr.AlgorithmIdentification:
             f"status: {engine.status}",
             f"engine package sha256: {engine.package_sha256}",
             f"model sha256: {engine.model_sha256}",
+            *([f"plan sha256: {engine.plan_sha256}"] if engine.plan_sha256 else []),
             f"runtime: {f'{engine.runtime} {engine.runtime_version}'.strip() or 'none'}",
             f"device: {engine.device or 'none'}",
             *([f"degraded: {engine.degraded}"] if engine.degraded else []),

@@ -1,0 +1,269 @@
+"""Which engines run as plans on the GPU, in the analyse process; and plans that must be built anew.
+
+A release whose plan was built for this machine as it is now, and proved, runs on it; the processor is its fallback. A
+release that was compiled once and has no such plan runs on the processor and is degraded, loudly; its plan is built
+anew in the background, proved, and taken up between two jobs. What fails is told, and tried again only after the next
+start or where the machine has changed. Where no release was ever compiled nothing here costs anything.
+
+A build is never on a study's way: it has a thread of its own (its children die with that one), low priority and a
+deadline, there is one at a time, it begins while nothing is to be analysed, and gives way to studies. After a few times
+it does not, or a busy site would never have its plan.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+from appliance.engine_package import EnginePackage
+from appliance.engine_store.store import Named
+from appliance.errors import (
+    CertificateUnusable,
+    EngineRefused,
+    OutOfResources,
+    PackageInvalid,
+    PlanRefused,
+    RuntimeCancelled,
+    RuntimeFailed,
+    ScansideError,
+)
+from appliance.imaging import golden
+from appliance.model import Reason
+from appliance.ports import BuiltPlan, LoadedEngine
+from appliance.runtimes.fallback import Preferred, WithFallback
+from appliance.wiring.common import Log
+from appliance.wiring.compiler import Compiler, is_proved
+from appliance.wiring.engine_work import Workshop, report_of
+from appliance.wiring.remotes import tensor_specs
+
+BUILD_S = 3600.0
+TEND_S = 60.0  # for loading a plan and its golden cases; it gives way to a study
+SHARE = 0.5  # of a study's time, after which the processor takes over
+GIVES_WAY = 3  # times, of a build to studies
+ON_PROCESSOR = "it was not run on its plan but on the processor"
+
+Cancelled = Callable[[], bool]
+Wanted = tuple[str, str]  # a release, and the key of the plan that it should have
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(slots=True, kw_only=True)
+class _Served:
+    """A release that runs here. `plan`: the one that is preferred, None while it is the processor."""
+
+    named: Named
+    package: EnginePackage
+    front: WithFallback
+    plan: BuiltPlan | None = None
+
+
+class Plans:
+    """Used by the thread that runs engines; `shop` also by that of a build."""
+
+    def __init__(self, shop: Workshop, log: Log, is_wanted: Cancelled, wake: Callable[[], None] = _nothing) -> None:
+        """`is_wanted`: whether there is something to be analysed; `wake` is called when a build has ended."""
+        self._shop, self._log, self._is_wanted, self._wake = shop, log, is_wanted, wake
+        self._served: dict[str, _Served] = {}
+        self._why_none: str | None = None  # nothing here runs plans; None: not asked yet
+        self._todo: list[Wanted] = []
+        self._work: _Work | None = None
+        self._gave_way: dict[Wanted, int] = {}
+        self._done: dict[Wanted, str] = {}  # what became of a build, until the next start
+        self._closing = threading.Event()
+
+    def before(self, named: Named, package: EnginePackage, local: LoadedEngine) -> LoadedEngine:
+        """What serves: its plan and then `local`, which is verified; only that where it is not ours to compile."""
+        if named.stage is None or (compiler := self._shop.compiler) is None:
+            return local
+        front = WithFallback(compiler.runtime, local)
+        self._served[str(named)] = served = _Served(named=named, package=package, front=front)
+        self._arrange(served, compiler)
+        return front
+
+    def look(self, named: Named) -> None:
+        """Something was decided on its engine, or happened to it: does it have another plan now?"""
+        served, compiler = self._served.get(str(named)), self._shop.compiler
+        if served is not None and compiler is not None and not served.front.closed:
+            self._arrange(served, compiler)
+
+    def prove(self, named: Named) -> None:
+        """Let its plan run the golden cases once more."""
+        if served := self._served.get(str(named)):
+            served.front.prove()
+
+    def settle(self) -> None:
+        """Take up what builds came to, and refuse plans that were found wrong. Raises OutOfResources, StoreFailed."""
+        self._served = {name: served for name, served in self._served.items() if not served.front.closed}
+        for served in self._served.values():
+            if served.plan is not None and served.front.wrong:
+                self._refuse(served, served.plan, served.front.wrong)
+        if self._work is not None and self._work.ended:
+            work, self._work = self._work, None
+            self._conclude(work)
+
+    def tend(self, cancelled: Cancelled) -> None:
+        """When there is time: look whether plans that failed run again, and begin a build that is due."""
+        for served in self._served.values():
+            served.front.tend(cancelled)
+        if self._work is None and self._todo and not cancelled():
+            wanted = self._todo.pop(0)
+            if served_now := self._served.get(wanted[0]):
+                self._log("plan_begun", release=wanted[0])
+                self._work = _Work(wanted, partial(self._make, served_now.named, wanted), self._wake)
+
+    def close(self) -> None:
+        """A build that goes on withdraws, and its children end with this process at the latest."""
+        self._closing.set()
+
+    def _arrange(self, served: _Served, compiler: Compiler) -> None:
+        named, package, store = served.named, served.package, self._shop.store
+        try:
+            release = store.book(named.engine_id).releases.get(named.release)
+            if release is None or not release.plan_key:
+                self._rely(served, "")
+            elif why := self._none_here(compiler):
+                self._rely(served, f"{ON_PROCESSOR}: {why}")
+            else:
+                plan = compiler.builder.find(package.model_path, package.model_sha256, store.plans(named))
+                if is_proved(report_of(store, named), package, plan):
+                    self._prefer(served, plan)
+                else:
+                    self._want(served, plan.key, f"{plan.path.name} is not verified")
+        except PlanRefused as error:
+            self._want(served, error.key, str(error))
+        except (EngineRefused, RuntimeFailed) as error:
+            self._rely(served, f"{ON_PROCESSOR}: {error}")
+
+    def _none_here(self, compiler: Compiler) -> str:
+        """Asked once: a driver comes and goes with a restart."""
+        if self._why_none is None:
+            self._why_none = compiler.builder.probe()
+        return self._why_none
+
+    def _prefer(self, served: _Served, plan: BuiltPlan) -> None:
+        if served.plan == plan and not served.front.wrong:
+            return
+        served.plan = plan
+        served.front.prefer(_preferred(served.package, plan))
+        served.front.tend(self._is_wanted)
+        self._log("plan_preferred", release=str(served.named), plan=plan.path.name, degraded=served.front.degraded)
+
+    def _want(self, served: _Served, key: str, why: str) -> None:
+        """A plan with that key."""
+        wanted = str(served.named), key
+        is_under_way = self._work is not None and self._work.wanted == wanted
+        if wanted not in self._done and wanted not in self._todo and not is_under_way:
+            self._todo.append(wanted)
+            self._log("plan_wanted", release=wanted[0], reason=why)
+        todo = self._done.get(wanted, "it is built anew while nothing is to be analysed")
+        self._rely(served, f"{ON_PROCESSOR}: {why}; {todo}")
+
+    def _rely(self, served: _Served, why: str) -> None:
+        served.plan = None
+        served.front.rely_on_local(why)
+
+    def _refuse(self, served: _Served, plan: BuiltPlan, why: str) -> None:
+        """The plan, not the release. It is not built anew before the next start: it was right when it was proved."""
+        self._done[str(served.named), plan.key] = f"{plan.path.name} was found wrong: {why}"
+        self._want(served, plan.key, "its plan is refused")
+        self._log("plan_refused", release=str(served.named), plan=plan.path.name, reason=why)
+        self._shop.refuse_plan(served.named, plan, why)
+
+    def _conclude(self, work: "_Work") -> None:
+        """Whatever else it raised is raised: of a disk that failed, or a fault of ours."""
+        release, _ = work.wanted
+        try:
+            plan = work.result()
+        except RuntimeCancelled:
+            self._gave_way[work.wanted] = self._gave_way.get(work.wanted, 0) + 1
+            self._todo.insert(0, work.wanted)
+            return
+        except (
+            CertificateUnusable,
+            EngineRefused,
+            OutOfResources,
+            PackageInvalid,
+            PlanRefused,
+            RuntimeFailed,
+        ) as error:
+            why = str(error).partition("\n")[0]
+            self._done[work.wanted] = f"building it anew failed, and is tried again at the next start: {why}"
+            self._log("plan_failed", release=release, reason=why)
+            served = self._served.get(release)
+            if served is not None:
+                self._shop.store.note(served.named.engine_id, served.named.release, self._shop.by, "plan_failed", why)
+                self.look(served.named)
+            return
+        self._done[work.wanted] = "it was built anew, and is another by now: it is looked at again at the next start"
+        self._log("plan_built", release=release, plan=plan)
+        if served := self._served.get(release):
+            self.look(served.named)
+
+    # In the thread of a build.
+
+    def _make(self, named: Named, wanted: Wanted) -> str:
+        """Build the plan, where it is only not verified not even that, and prove it. Returns its file's name."""
+        package = self._shop.store.load(named)
+        plan, _ = self._shop.plan(named, package)
+        if plan is None:
+            self._shop.build(named, partial(self._give_way, wanted), BUILD_S)
+        report, _ = self._shop.verify(named, lambda _done, _total: None)
+        if not report.plan:
+            raise EngineRefused(f"it was built, and is not there: {report.not_its_plan}")
+        return report.plan
+
+    def _give_way(self, wanted: Wanted, _phase: str, _done: int, _total: int) -> None:
+        """Raises RuntimeCancelled."""
+        patient = self._gave_way.get(wanted, 0) < GIVES_WAY
+        if self._closing.is_set() or (patient and self._is_wanted()):
+            raise RuntimeCancelled(Reason.ENGINE_FAILED, "the build gave way to a study")
+
+
+class _Work:
+    """A plan in the making."""
+
+    def __init__(self, wanted: Wanted, make: Callable[[], str], wake: Callable[[], None]) -> None:
+        self.wanted = wanted
+        self._make, self._wake = make, wake
+        self._made: Future[str] = Future()
+        threading.Thread(target=self._run, name="plan", daemon=True).start()
+
+    @property
+    def ended(self) -> bool:
+        return self._made.done()
+
+    def result(self) -> str:
+        """What it made. Raises what went wrong."""
+        return self._made.result()
+
+    def _run(self) -> None:
+        try:
+            self._made.set_result(self._make())
+        except ScansideError as error:
+            self._made.set_exception(error)
+        except BaseException as error:  # a fault of ours is one of who asks for the result, too
+            self._made.set_exception(error)
+            raise
+        finally:
+            self._wake()
+
+
+def _preferred(package: EnginePackage, plan: BuiltPlan) -> Preferred:
+    return Preferred(
+        name=f"its plan {plan.path.name}",
+        kind="the plan",
+        instead="the processor",
+        model=plan.path,
+        sha256=plan.sha256,
+        inputs=tensor_specs(package.manifest.inputs),
+        outputs=tensor_specs(package.manifest.outputs),
+        verify=partial(golden.fault, package),
+        share=SHARE,
+        tend_s=TEND_S,
+        plan_sha256=plan.sha256,
+        is_final=True,
+    )
