@@ -5,7 +5,7 @@ axes, a scale, repeated channels, softmax or sigmoid, a choice of outputs. The r
 told at once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -270,8 +270,3 @@ _STEPS: Mapping[str, Callable[[Transform, Mapped], None]] = {
     "Resize": _resize,
     "RepeatChannel": _repeat,
 }
-
-
-def known() -> Iterator[str]:
-    """The transforms that can be mapped, for the help."""
-    yield from sorted([*_STEPS, *NO_EFFECT])
