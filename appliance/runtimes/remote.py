@@ -1,9 +1,9 @@
 """An engine that a server runs while it can, and this box otherwise.
 
-Promises: the server has a share of the deadline, and never so much that the engine here would not have the time that
-it took when it was slowest; then the engine here is asked, whatever became of the server. The server serves only after
-the engine's golden cases came out right over the very connection that is used (P8), and its inputs and outputs are
-those of the manifest. What it answers is believed only if it is of the right kinds and shapes, and finite. Why the
+Promises: the server has a share of the deadline, and the engine here is left twice the time that it took lately, or
+four fifths of the deadline where that is less; then it is asked, whatever became of the server. The server serves only
+after the engine's golden cases came out right over the very connection that is used (P8), and its inputs and outputs
+are those of the manifest. What it answers is believed only if it is of the right kinds and shapes, and finite. Why the
 server was not used is told by `degraded`, in one sentence.
 
 A server that fails is left alone for a while, longer each time; between two studies `tend` looks whether it is back.
@@ -25,7 +25,9 @@ from appliance.runtimes.process import ChildEngine, ChildRuntime
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 5.0, 300.0
 TEND_S = 20.0  #: what looking whether the server is back may take
-LOCAL_MARGIN = 2.0  #: times the slowest run here, which are kept for the next one
+LOCAL_MARGIN = 2.0  #: times the slowest of the last runs here, which are kept for the next one
+FADES = 0.8  #: of what was slow once, from run to run
+LEAST_SHARE, LEAST_S = 0.2, 1.0  #: of a deadline, that the server has however slow it is here; and worth asking it for
 
 Cancelled = Callable[[], bool]
 
@@ -77,9 +79,14 @@ class RemoteFirst:
         self._here(why)
         begun = time.monotonic()
         outputs = self._local.infer(inputs, max(0.0, until - begun), cancelled)
-        self._slowest_s = max(self._slowest_s, time.monotonic() - begun)
+        self._slowest_s = max(FADES * self._slowest_s, time.monotonic() - begun)
         self.last_run_ms = self._local.last_run_ms
         return outputs
+
+    def doubt(self, why: str) -> None:
+        """See ports.LoadedEngine: the next question goes to the engine here."""
+        if self.runtime == self._runtime.name:
+            self._note(RuntimeFailed(Reason.ENGINE_FAILED, why))
 
     def tend(self, cancelled: Cancelled = _never) -> None:
         """Find out whether the server serves, if that is not known: when there is time for it. Raises nothing."""
@@ -102,7 +109,7 @@ class RemoteFirst:
         """Why the server is not even asked."""
         if time.monotonic() < self._rests_until:
             return self._fault
-        if self._budget(deadline_s) <= 0:
+        if self._budget(deadline_s) < LEAST_S:
             return "there is no time to ask it"
         size = sum(array.nbytes for array in inputs.values())
         if size >= self._wanted.max_message_bytes:
@@ -112,7 +119,7 @@ class RemoteFirst:
     def _budget(self, deadline_s: float) -> float:
         """Seconds that the server may take, the end of a child that hangs included."""
         kept = LOCAL_MARGIN * self._slowest_s + self._runtime.reap_s
-        return min(deadline_s * self._wanted.share, deadline_s - kept)
+        return min(deadline_s * self._wanted.share, max(deadline_s - kept, deadline_s * LEAST_SHARE))
 
     def _ask(self, inputs: Mapping[str, Array], patience: Patience) -> dict[str, Array]:
         """A connection that is no more says nothing of the server: then it is asked over another one."""
@@ -199,6 +206,9 @@ class _Patient:
             raise RuntimeFailed(Reason.NO_ENGINE, "its child was started anew meanwhile")
         self.last_run_ms = self._remote.last_run_ms
         return outputs
+
+    def doubt(self, why: str) -> None:
+        """Whoever verifies says so by a fault."""
 
     def close(self) -> None:
         self._remote.close()

@@ -86,6 +86,7 @@ class Fake:
     degraded: str = ""
     last_run_ms: float = 1.0
     ran: int = 0
+    doubts: list[str] = field(default_factory=list)
 
     def infer(
         self,
@@ -97,6 +98,9 @@ class Fake:
         if cancelled():
             raise RuntimeCancelled(Reason.ENGINE_FAILED, "cancelled")
         return {"scores": self.answer()}
+
+    def doubt(self, why: str) -> None:
+        self.doubts.append(why)
 
     def close(self) -> None:
         return
@@ -249,6 +253,19 @@ def test_a_deadline_is_told_once(rig: Rig) -> None:
     rig.run()
     assert [(job.revision, job.state) for job in rig.jobs()] == [(1, JobState.REPORTED)]
     assert len(rig.results()) == 1
+
+
+def test_an_answer_that_means_nothing_is_doubted_so_that_another_may_be_asked(rig: Rig) -> None:
+    answers = [CLIPPED + 1, CLIPPED]
+    rig.fake.answer = lambda: answers.pop(0)
+    rig.arrive(a_film())
+    rig.run()
+    (why,) = rig.fake.doubts
+    assert "outside 0..1" in why
+    (job,) = rig.jobs()
+    assert (job.attempts, job.state) == (2, JobState.REPORTED)
+    assert job.outcome is not None
+    assert job.outcome.conclusion is Conclusion.FINDING
 
 
 @pytest.mark.promise("P6")
