@@ -595,10 +595,10 @@ def test_an_engine_whose_files_were_altered_keeps_its_duties_and_does_not_serve(
         {"state": str(tmp_path), "engines_dir": str(package.parent), "engines": [{"id": "cxr-acquisition"}]}
     )
     engines, unfit = analysis._packages(config, lambda *_, **__: None)
-    assert [engine.key for engine in engines] == ["cxr-acquisition@0.1.0"]
-    assert "altered" in unfit["cxr-acquisition@0.1.0"]
+    assert [engine.key for engine in engines] == ["cxr-acquisition@0.2.0"]
+    assert "altered" in unfit["cxr-acquisition@0.2.0"]
     facts: Any = told(engines, {}, unfit)[-1]
-    assert facts["cxr-acquisition@0.1.0"] | {"reason": ""} == {
+    assert facts["cxr-acquisition@0.2.0"] | {"reason": ""} == {
         "serves": False,
         "on_duty": True,
         "publish": False,
