@@ -87,9 +87,11 @@ def _turn(rng: np.random.Generator, case: Case) -> bool:
 def _edges(rng: np.random.Generator, case: Case, box: NDArray[np.float64], *, whole: bool, upright: bool) -> bool:
     """Place the film's edges beside the lungs or within them. Whether any lung is cut."""
     chance = rng.random()
-    sides = rng.choice(4, size=1 if chance < 0.75 else 2, replace=False) if chance > 0.5 or not upright else ()
+    sides: list[int] = []
+    if chance > 0.5 or not upright:
+        sides = [int(side) for side in rng.choice(4, size=1 if chance < 0.75 else 2, replace=False)]
     if not upright and rng.random() < 0.7:
-        sides = ()
+        sides = []
     sizes = (box[2] - box[0], box[3] - box[1])
     most = (0.3, 0.3, 0.3, 0.6)
     for side, name in enumerate(SIDES):

@@ -32,7 +32,7 @@ LABELS = (
 #: What a label means nothing beside: once one of these is likely, the label is not said.
 NO_PATIENT = ("not_chest", "empty")
 NOT_UPRIGHT = (*NO_PATIENT, "lateral", "rotated")
-SILENCED_BY = {
+SILENCED_BY: dict[str, tuple[str, ...]] = {
     "not_chest": ("empty",),
     "inverted": NO_PATIENT,
     "rotated": NO_PATIENT,

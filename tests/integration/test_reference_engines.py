@@ -180,7 +180,7 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
     "none": lambda pixels: pixels,
     "negative": lambda pixels: 4095 - pixels,
     "upside down": lambda pixels: pixels[::-1, ::-1],
-    "turned left": np.rot90,
+    "turned left": lambda pixels: np.rot90(pixels, 1),
     "turned right": lambda pixels: np.rot90(pixels, -1),
     "right lung cut": lambda pixels: pixels[:, pixels.shape[1] * 3 // 10 :],
     "left lung cut": lambda pixels: pixels[:, : pixels.shape[1] * 7 // 10],
