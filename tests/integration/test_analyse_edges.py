@@ -630,10 +630,10 @@ def test_an_engine_whose_files_were_altered_keeps_its_duties_and_does_not_serve(
         {"state": str(tmp_path), "engines_dir": str(package.parent), "engines": [{"id": "cxr-acquisition"}]}
     )
     team = team_of(config, rig)
-    assert [engine.key for engine in team.engines] == ["cxr-acquisition@0.1.0"]
-    assert "altered" in team.unfit["cxr-acquisition@0.1.0"]
+    assert [engine.key for engine in team.engines] == ["cxr-acquisition@0.2.0"]
+    assert "altered" in team.unfit["cxr-acquisition@0.2.0"]
     facts: Any = told(team.engines, {}, team.unfit)[-1]
-    assert facts["cxr-acquisition@0.1.0"] | {"reason": ""} == {
+    assert facts["cxr-acquisition@0.2.0"] | {"reason": ""} == {
         "serves": False,
         "on_duty": True,
         "publish": False,
