@@ -218,6 +218,10 @@ class LoadedEngine(Protocol):
         """Run once. Raises RuntimeFailed when the child fails, answers nonsense or passes the deadline."""
         ...
 
+    def doubt(self, why: str) -> None:
+        """Its last answer turned out to mean nothing: where there are several that may answer, another does next."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Write the packages of the two reference engines, or check that the committed ones are what this writes.
 
-The graphs come from reference_engines/ (formulas, no training), the golden cases from the phantom, the hashes of all
-files go into each engine.yaml. Texts (CARD.md, engine.yaml but for its hashes) are written by hand and stay.
+The graphs come from reference_engines/ (ct-lesion of formulas; cxr-acquisition of the weights that
+train_cxr_acquisition.py learnt), the golden cases from the phantom, the hashes of all files go into each engine.yaml.
+Texts (CARD.md, engine.yaml but for its hashes) are written by hand and stay.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from reference_engines import ct_lesion, cxr_acquisition  # noqa: E402
+from reference_engines import ct_lesion, cxr_acquisition, half  # noqa: E402
 
 from appliance import phantom  # noqa: E402 - runs from a checkout that is not installed
 from appliance.engine_ops import CropToMask, Letterbox, LungHull, PercentileWindow, Resample  # noqa: E402
@@ -44,11 +45,15 @@ Arrays = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """What is generated of one package: the model, and the inputs of each golden case."""
+    """What is generated of one package: the model and its variants by file name, the inputs of each golden case."""
 
     id: str
-    model: bytes
+    models: dict[str, bytes]
     cases: dict[str, Arrays]
+
+    @property
+    def model(self) -> bytes:
+        return self.models["model.onnx"]
 
 
 def main() -> int:
@@ -71,10 +76,12 @@ def main() -> int:
 
 
 def engines() -> list[Engine]:
+    lesion, acquisition = ct_lesion.build(), cxr_acquisition.build()
+    halved = {"model.onnx": acquisition, "model.fp16.onnx": half.build(acquisition)}
     with tempfile.TemporaryDirectory() as folder:
         return [
-            Engine(id="ct-lesion", model=ct_lesion.build(), cases={"phantom": ct_case(Path(folder))}),
-            Engine(id="cxr-acquisition", model=cxr_acquisition.build(), cases=cxr_cases(Path(folder))),
+            Engine(id="ct-lesion", models={"model.onnx": lesion}, cases={"phantom": ct_case(Path(folder))}),
+            Engine(id="cxr-acquisition", models=halved, cases=cxr_cases(Path(folder))),
         ]
 
 
@@ -100,10 +107,20 @@ def ct_case(folder: Path) -> Arrays:
 
 
 def cxr_cases(folder: Path) -> dict[str, Arrays]:
-    """The phantom's film: as it is, negative, and without its right quarter."""
+    """The phantom's film as it is, and with the faults that the engine is there to tell."""
     film = read_film(read_header(phantom.write_cr(folder / "cr", SEED).files[0])).image
+    rows, columns = film.shape
+    films = {
+        "upright": film,
+        "inverted": 1 - film,
+        "upside_down": film[::-1, ::-1],
+        "empty": np.full_like(film, 0.5),
+        "over_exposed": np.clip(film - np.float32(np.quantile(film, 0.75)), 0, 1),
+        "clipped_right": film[:, columns * 3 // 10 :],
+        "clipped_left": film[:, : columns * 7 // 10],
+        "clipped_top": film[rows * 3 // 10 :],
+    }
     steps = (PercentileWindow(op="percentile_window"), Letterbox(op="letterbox", size=cxr_acquisition.FILM))
-    films = {"upright": film, "inverted": 1 - film, "clipped": film[:, film.shape[1] // 4 :]}
     cases: dict[str, Arrays] = {}
     for name, values in films.items():
         image = preprocess.run(steps, values, (1.0, 1.0)).image.astype(np.float64)
@@ -113,7 +130,8 @@ def cxr_cases(folder: Path) -> dict[str, Arrays]:
 
 def write(engine: Engine, folder: Path) -> None:
     (folder / "golden").mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(engine.model)
+    for name, model in engine.models.items():
+        (folder / name).write_bytes(model)
     for name, inputs in engine.cases.items():
         content = io.BytesIO()
         np.savez_compressed(content, **inputs, **answers(engine.model, inputs))  # type: ignore[arg-type]
@@ -124,8 +142,9 @@ def write(engine: Engine, folder: Path) -> None:
 
 def check(engine: Engine, folder: Path) -> list[str]:
     problems = []
-    if (folder / "model.onnx").read_bytes() != engine.model:
-        problems.append(f"{engine.id}: model.onnx is not what the script writes")
+    for name, model in engine.models.items():
+        if not (folder / name).exists() or (folder / name).read_bytes() != model:
+            problems.append(f"{engine.id}: {name} is not what the script writes")
     for name, inputs in engine.cases.items():
         wanted = {**inputs, **answers(engine.model, inputs)}
         with np.load(folder / "golden" / f"{name}.npz", allow_pickle=False) as case:

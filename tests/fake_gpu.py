@@ -78,7 +78,7 @@ class FakePyCuda:
         self._do("init")
 
     def Device(self, _number: int) -> Any:  # noqa: N802 - as it is named
-        context = SimpleNamespace(push=lambda: self._do("push"))
+        context = SimpleNamespace(push=lambda: self._do("push"), pop=lambda: self._do("pop"))
         return SimpleNamespace(retain_primary_context=lambda: context)
 
     def Stream(self) -> Any:  # noqa: N802

@@ -24,13 +24,13 @@ from appliance import engine_package, engine_signature
 from appliance.disk import make_folder, refusal, sync_folder
 from appliance.engine_package import EnginePackage
 from appliance.engine_store import book as books
-from appliance.engine_store.book import MAX_PREVIOUS, OFF, SHIPPED, Book, Line, Release
+from appliance.engine_store.book import SHIPPED, Book, Release
+from appliance.engine_store.moves import Moves, check_ready
 from appliance.engine_store.unpack import CheckRoom, unpack
 from appliance.errors import CertificateUnusable, EngineRefused, PackageInvalid, StoreFailed
 from appliance.states import ENGINE, EngineStage, Event
 
 INCOMING = ".incoming-"
-MAX_WHY = 500  # characters in a line of history
 PLANS = "plans"
 
 
@@ -119,8 +119,8 @@ class EngineStore:
         release = f"{manifest.version}-{package.package_sha256[:12]}"
         home = self.root / manifest.id
         _make(home)
-        with self._changing(manifest.id) as change:
-            known = change.book.releases.get(release)
+        with self._moving(manifest.id, by) as moves:
+            known = moves.book.releases.get(release)
             if known is not None and known.package_sha256 != package.package_sha256:  # names are cut, and can be made
                 raise PackageInvalid(f"another package has the name {release} already: its version must be another")
             if known is None or not (home / release).is_dir():
@@ -132,12 +132,9 @@ class EngineStore:
                     stage=ENGINE.initial,
                     signed_by=signer,
                 )
-                change.put(
-                    release, fresh, Line(at=self.now(), by=by, event="import", release=release, stage=ENGINE.initial)
-                )
+                moves.put(release, fresh, "import")
             elif signer and known.signed_by != signer:
-                line = Line(at=self.now(), by=by, event="signed", release=release, stage=known.stage)
-                change.put(release, known.model_copy(update={"signed_by": signer}), line)
+                moves.put(release, known.model_copy(update={"signed_by": signer}), "signed")
         return self._named(manifest.id, release, self.book(manifest.id)), known is None
 
     def _settle(self, incoming: Path, target: Path) -> None:
@@ -235,9 +232,8 @@ class EngineStore:
 
     def check_ready(self, named: Named, event: Event) -> None:
         """Raises EngineRefused, with what to do first, where a release is not ready for a step."""
-        if named.stage is not None and (named.stage, event) not in ENGINE.steps:
-            todo = "check" if named.stage in (EngineStage.IMPORTED, EngineStage.REFUSED) else "verify"
-            raise EngineRefused(f"{named} is {named.stage}: first `scanside engines {todo} {named}`")
+        if named.stage is not None:
+            check_ready(str(named), named.stage, event)
 
     def step(self, named: Named, event: Event, by: str, why: str = "", **also: Any) -> EngineStage | None:
         """One transition that leaves what serves as it is; `also` are fields of the release. None: shipped.
@@ -246,134 +242,41 @@ class EngineStore:
         """
         if named.stage is None:
             return None
-        with self._changing(named.engine_id) as change:
-            return change.step(named.release, event, self._line(named.release, by, event, why), **also).stage
+        with self._moving(named.engine_id, by) as moves:
+            return moves.step(named.release, event, why, **also)
 
     def activate(self, named: Named, by: str, *, shadow: bool = False) -> Book:
         """Let it serve, or run in the shadow of what serves. The one before it is kept, for `roll_back`.
 
         Raises EngineRefused where it is so already, or may not: only what was verified serves.
         """
-        with self._changing(named.engine_id) as change:
-            book = change.book
-            self._check_may_serve(named, book, shadow=shadow)
-            if shadow:
-                self._relieve(change, book.shadow, by, f"{named.release} in its place")
-                self._enter(change, named, Event.SHADOW, by, served=False)
-                change.set(shadow=named.release, alarm="")
-                return change.book
-            self._relieve(change, book.active, by, f"{named.release} in its place")
-            self._enter(change, named, Event.ACTIVATE, by, served=True)
-            before = [one for one in book.previous if one != named.release]
-            if book.active not in (OFF, named.release) and self._is_there(named.engine_id, book.active, book):
-                before.append(book.active)
-            still = OFF if book.shadow == named.release else book.shadow
-            kept = tuple(before[-MAX_PREVIOUS:])
-            change.set(active=named.release, previous=kept, shadow=still, stopped=OFF, alarm="")
-            return change.book
-
-    def _check_may_serve(self, named: Named, book: Book, *, shadow: bool) -> None:
-        place = book.shadow if shadow else book.active
-        if place == named.release:
-            raise EngineRefused(f"{named} is {'in shadow' if shadow else 'active'} already")
-        if shadow and (named.stage is None or book.active == named.release):
-            raise EngineRefused(f"{named} cannot run in its own shadow: name an imported release that is not active")
-        if named.stage is None:
-            return
-        self.check_ready(self._named(named.engine_id, named.release, book), Event.SHADOW if shadow else Event.ACTIVATE)
-        if shadow and self._version_of(book, book.active, named.engine_id) == book.releases[named.release].version:
-            raise EngineRefused(
-                f"{named} has the same version as what is active: their results could not be told apart"
-            )
-
-    def _version_of(self, book: Book, release: str, engine_id: str) -> str:
-        if release in book.releases:
-            return book.releases[release].version
-        try:
-            return engine_package.load_manifest(self.shipped / engine_id).manifest.version
-        except PackageInvalid:
-            return ""
-
-    def _relieve(self, change: "_Change", release: str, by: str, why: str) -> None:
-        if change.may(release, Event.RETIRE):
-            change.step(release, Event.RETIRE, self._line(release, by, Event.RETIRE, why))
-
-    def _enter(self, change: "_Change", named: Named, event: Event, by: str, *, served: bool) -> None:
-        line = self._line(named.release, by, event, "")
-        if named.stage is None:
-            change.say(line.model_copy(update={"stage": SHIPPED}))
-        else:
-            change.step(named.release, event, line, served=served)
+        with self._moving(named.engine_id, by) as moves:
+            (moves.shadow if shadow else moves.activate)(named.release, str(named))
+            return moves.book
 
     def roll_back(self, engine_id: str, by: str) -> Book:
         """A person goes back to what was active before. Raises EngineRefused where there is nothing to go back to."""
-        with self._changing(engine_id) as change:
-            book = change.book
-            back, rest = self._before(engine_id, book)
-            if back == OFF:
-                raise EngineRefused(f"there is no release of {engine_id} to go back to: nothing was changed")
-            self._relieve(change, book.active, by, f"rolled back to {back}")
-            self._return_to(change, back, by, "rolled back")
-            change.set(active=back, previous=rest, stopped=OFF, alarm="")
-            return change.book
+        nothing = f"there is no release of {engine_id} to go back to: nothing was changed"
+        if not self._checked_book(engine_id).previous:
+            raise EngineRefused(nothing)
+        with self._moving(engine_id, by) as moves:
+            if not moves.roll_back():
+                raise EngineRefused(nothing)
+            return moves.book
 
     def take_back(self, named: Named, by: str, why: str, *, or_off: bool = True) -> Book | None:
         """A release failed by itself: what was active before takes its place, else nothing does, and an alarm is set.
 
         None: nothing was changed, because it is not on duty any more (a person was quicker), or because nothing was
-        active before and it shall not be turned off.
+        active before and it shall not be turned off. Raises EngineRefused.
         """
-        with self._changing(named.engine_id) as change:
-            book = change.book
-            back, rest = self._before(named.engine_id, book)
-            if named.release not in (book.active, book.shadow):
-                return None
-            if named.release == book.active and back == OFF and not or_off:
-                return None
-            if change.may(named.release, Event.REFUSE):
-                change.step(named.release, Event.REFUSE, self._line(named.release, by, Event.REFUSE, why))
-            if named.release == book.shadow:
-                change.set(shadow=OFF, alarm=f"{named} was taken out of shadow: {why}")
-                return change.book
-            if back == OFF:
-                change.say(self._line(named.release, by, Event.REFUSE, why).model_copy(update={"event": "off"}))
-                alarm = f"{named} was turned off: {why}; there is none to go back to"
-                change.set(active=OFF, previous=(), stopped=named.release, alarm=alarm)
-                return change.book
-            self._return_to(change, back, by, f"{named.release} failed")
-            change.set(active=back, previous=rest, alarm=f"{named} was rolled back to {back}: {why}")
-            return change.book
-
-    def _return_to(self, change: "_Change", back: str, by: str, why: str) -> None:
-        line = self._line(back, by, Event.ACTIVATE, why)
-        if back == SHIPPED:
-            change.say(line.model_copy(update={"stage": SHIPPED}))
-        else:
-            change.step(back, Event.ACTIVATE, line, served=True)
-            if change.book.shadow == back:
-                change.set(shadow=OFF)
-
-    def _before(self, engine_id: str, book: Book) -> tuple[str, tuple[str, ...]]:
-        """The last that was active and still may be, and those before it."""
-        left = list(book.previous)
-        while left:
-            name = left.pop()
-            if name != book.active and self._is_there(engine_id, name, book):
-                return name, tuple(left)
-        return OFF, ()
-
-    def _is_there(self, engine_id: str, release: str, book: Book) -> bool:
-        if release == SHIPPED:
-            return (self.shipped / engine_id).is_dir()
-        return release in book.releases and (book.releases[release].stage, Event.ACTIVATE) in (
-            *ENGINE.steps,
-            (EngineStage.ACTIVE, Event.ACTIVATE),  # it is about to be relieved
-        )
+        with self._moving(named.engine_id, by) as moves:
+            return moves.book if moves.take_back(named.release, str(named), why, or_off=or_off) else None
 
     def note(self, engine_id: str, release: str, by: str, event: str, why: str) -> None:
         """A line of history that is no transition."""
-        with self._changing(engine_id) as change:
-            change.say(self._line(release, by, event, why))
+        with self._moving(engine_id, by) as moves:
+            moves.say(release, event, why)
 
     def write_report(self, named: Named, content: bytes) -> Path:
         """What `verify` found, beside the release; durable. Raises OutOfResources, StoreFailed."""
@@ -389,50 +292,17 @@ class EngineStore:
         _make(folder)
         return folder
 
-    def _line(self, release: str, by: str, event: str, why: str) -> Line:
-        return Line(at=self.now(), by=by, event=event, release=release, stage="", why=why[:MAX_WHY])
-
     @contextmanager
-    def _changing(self, engine_id: str) -> Iterator["_Change"]:
+    def _moving(self, engine_id: str, by: str) -> Iterator[Moves]:
         """Read, change and replace a book, alone with it. Where something raises inside, nothing is changed."""
         home = self.root / engine_id
         _make(home)
         with books.locked(home):
-            change = _Change(self.book(engine_id))
-            before = change.book
-            yield change
-            if change.book != before:
-                books.write(home, change.book)
-
-
-class _Change:
-    """A book that is being changed; nobody sees it yet."""
-
-    def __init__(self, book: Book) -> None:
-        self.book = book
-
-    def set(self, **fields: Any) -> None:
-        self.book = self.book.model_copy(update=fields)
-
-    def say(self, line: Line) -> None:
-        self.book = self.book.with_line(line)
-
-    def put(self, name: str, release: Release, line: Line) -> None:
-        self.set(releases={**self.book.releases, name: release})
-        self.say(line)
-
-    def may(self, name: str, event: Event) -> bool:
-        return name in self.book.releases and (self.book.releases[name].stage, event) in ENGINE.steps
-
-    def step(self, name: str, event: Event, line: Line, **also: Any) -> Release:
-        """Raises EngineRefused, IllegalTransition."""
-        release = self.book.releases.get(name)
-        if release is None:
-            raise EngineRefused(f"the release {name} is not in the store any more")
-        stage = ENGINE.step(release.stage, event)
-        after = release.model_copy(update={"stage": stage, **also})
-        self.put(name, after, line.model_copy(update={"stage": stage}))
-        return after
+            before = self.book(engine_id)
+            moves = Moves(before, self.shipped / engine_id, by, self.now)
+            yield moves
+            if moves.book != before:
+                books.write(home, moves.book)
 
 
 def _make(folder: Path) -> None:

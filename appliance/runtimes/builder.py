@@ -8,6 +8,7 @@ a plan that is there is for this one.
 import hashlib
 import platform
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from appliance.errors import PackageInvalid, PlanRefused, RuntimeFailed
 from appliance.model import Reason
 from appliance.ports import Array, BuiltPlan
 from appliance.runtimes import cuda_probe, plan_build, plan_store
+from appliance.runtimes.channel import Patience
 from appliance.runtimes.plan_store import Target
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
 
@@ -80,6 +82,12 @@ class TensorRtBuilder:
         """`model_of`: the shapes of a model file; raises PackageInvalid. Otherwise its package's manifest tells."""
         self._settings = settings
         self._model_of = model_of or beside
+        self._runtime = ChildRuntime(settings.child)
+
+    @property
+    def abandoned(self) -> tuple[int, ...]:
+        """Process ids of children that were killed and are still there."""
+        return self._runtime.abandoned
 
     def probe(self) -> str:
         """Raises nothing."""
@@ -91,10 +99,9 @@ class TensorRtBuilder:
 
     def library(self) -> str:
         """The version of what builds here. Raises RuntimeFailed where nothing does."""
-        runtime = ChildRuntime(self._settings.child)
-        child, hello = runtime.start(runtime.load_patience())
+        child, hello = self._runtime.start(self._runtime.load_patience())
         child.quit()
-        runtime.bury(child)
+        self._runtime.bury(child)
         return hello.version
 
     def target(self, model: Path, sha256: str) -> Target:
@@ -106,21 +113,20 @@ class TensorRtBuilder:
         return plan_store.find(folder, self.target(model, sha256))
 
     def build(self, model: Path, sha256: str, folder: Path, progress: Progress, deadline_s: float) -> BuiltPlan:
-        """Raises RuntimeFailed: NO_ENGINE where there is nothing to build with, or the model cannot be built.
-
-        What `progress` raises ends the build, and is raised.
+        """Raises RuntimeFailed: NO_ENGINE where there is nothing to build with, or TensorRT does not take the model;
+        ENGINE_FAILED where it cannot be built; DEADLINE; NO_ROOM. What `progress` raises ends the build, too.
         """
-        facts = self._facts(model)
-        with closing(self._loaded(model, sha256)) as child:
+        facts, patience = self._facts(model), Patience.of("build", deadline_s)
+        with closing(ChildEngine(self._runtime, model, sha256)) as child:
+            child.start(patience)
             target = self._target(facts, sha256, child.runtime_version)
-            plan = child.infer(self._inputs(child, facts.ranges), deadline_s, _Teller(child, progress))[plan_build.PLAN]
+            inputs, told = self._inputs(child, facts.ranges), _Teller(child, progress)
+            left_s = max(patience.until - time.monotonic(), 0.0)
+            plan = child.infer(inputs, left_s, told)[plan_build.PLAN]
         progress("write", 0, 1)
         kept = _kept(folder, target, plan)
         progress("write", 1, 1)
         return kept
-
-    def _loaded(self, model: Path, sha256: str) -> ChildEngine:
-        return ChildRuntime(self._settings.child).load(model, sha256)
 
     def _facts(self, model: Path) -> Model:
         try:

@@ -8,6 +8,7 @@ Errors: RuntimeError, and MemoryError where there is too little. Not run on a GP
 stand-ins that note the calls. 3.10-clean.
 """
 
+import atexit
 import ctypes
 import importlib
 from contextlib import contextmanager
@@ -68,6 +69,7 @@ class PyCuda:
             driver.init()
             self._context = driver.Device(0).retain_primary_context()
             self._context.push()
+            atexit.register(self._context.pop)  # or PyCUDA aborts the process when it ends
             self._stream = driver.Stream()
             self._done = driver.Event(driver.event_flags.BLOCKING_SYNC | driver.event_flags.DISABLE_TIMING)
         self._kept: List[Any] = []

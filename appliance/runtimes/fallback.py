@@ -1,10 +1,10 @@
 """An engine that something better runs while it can, and this box's processor otherwise: a server, or a plan on a GPU.
 
-Promises: what is preferred has a share of the deadline, and never so much that the engine here would not have the time
-that it took when it was slowest; then the engine here is asked, whatever became of the other. What is preferred serves
-only after the engine's golden cases came out right in the very child that is used (P8), which may be a connection, and
-if its inputs and outputs are those of the manifest. What it answers is believed only if it is of the right kinds and
-shapes, and finite. Why it was not used is told by `degraded`, in one sentence.
+Promises: what is preferred has a share of the deadline, and the engine here is left twice the time that it took lately,
+or four fifths of the deadline where that is less; then it is asked, whatever became of the other. What is preferred
+serves only after the engine's golden cases came out right in the very child that is used (P8), which may be a
+connection, and if its inputs and outputs are those of the manifest. What it answers is believed only if it is of the
+right kinds and shapes, and finite. Why it was not used is told by `degraded`, in one sentence.
 
 Where it fails it is left alone for a while, longer each time; between two studies `tend` looks whether it is back.
 """
@@ -24,7 +24,9 @@ from appliance.runtimes.channel import Patience, TensorSpec
 from appliance.runtimes.process import ChildEngine, ChildRuntime
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 5.0, 300.0
-LOCAL_MARGIN = 2.0  #: times the slowest run here, which are kept for the next one
+LOCAL_MARGIN = 2.0  #: times the slowest of the last runs here, which are kept for the next one
+FADES = 0.8  #: of what was slow once, from run to run
+LEAST_SHARE, LEAST_S = 0.2, 1.0  #: of a deadline, for what is preferred however slow it is here; and worth asking for
 
 Cancelled = Callable[[], bool]
 
@@ -105,8 +107,15 @@ class WithFallback:
             outputs = self._local.infer(inputs, max(0.0, until - begun), cancelled)
         finally:
             self._here(why)  # what it says of itself is true of its last run
-        self._slowest_s = max(self._slowest_s, time.monotonic() - begun)
+        self._slowest_s = max(FADES * self._slowest_s, time.monotonic() - begun)
         return outputs
+
+    def doubt(self, why: str) -> None:
+        """See ports.LoadedEngine: the next question goes to the engine here."""
+        if not self._is_here:
+            self._note(RuntimeFailed(Reason.ENGINE_FAILED, why))
+        else:
+            self._local.doubt(why)
 
     def tend(self, cancelled: Cancelled = _never) -> None:
         """Find out whether what is preferred serves, if that is not known: when there is time. Raises nothing."""
@@ -141,7 +150,7 @@ class WithFallback:
         """Why it is not even asked."""
         if self.wrong or time.monotonic() < self._rests_until:
             return self._fault
-        if self._budget(wanted, deadline_s) <= 0:
+        if self._budget(wanted, deadline_s) < LEAST_S:
             return "there is no time to ask it"
         size = sum(array.nbytes for array in inputs.values())
         if wanted.max_message_bytes is not None and size >= wanted.max_message_bytes:
@@ -151,7 +160,7 @@ class WithFallback:
     def _budget(self, wanted: Preferred, deadline_s: float) -> float:
         """Seconds that it may take, the end of a child that hangs included."""
         kept = LOCAL_MARGIN * self._slowest_s + self._runtime.reap_s
-        return min(deadline_s * wanted.share, deadline_s - kept)
+        return min(deadline_s * wanted.share, max(deadline_s - kept, deadline_s * LEAST_SHARE))
 
     def _ask(self, wanted: Preferred, inputs: Mapping[str, Array], patience: Patience) -> dict[str, Array]:
         """A child that is no more says nothing of what it ran or connected to: then another one is asked."""
@@ -226,11 +235,11 @@ class WithFallback:
             preferred.device,
         )
         self.plan_sha256 = wanted.plan_sha256
-        self.degraded = ""
+        self._is_here, self.degraded = False, ""
 
     def _here(self, why: str) -> None:
         local, wanted = self._local, self._wanted
-        self._why = why
+        self._is_here, self._why = True, why
         self.runtime, self.runtime_version, self.device = local.runtime, local.runtime_version, local.device
         self.plan_sha256, self.last_run_ms = local.plan_sha256, local.last_run_ms
         told = f"{wanted.name} was not used, {wanted.instead} ran it instead: {why}" if wanted else why
@@ -258,6 +267,9 @@ class _Patient:
             raise RuntimeFailed(Reason.NO_ENGINE, "its child was started anew meanwhile")
         self.last_run_ms = self._preferred.last_run_ms
         return outputs
+
+    def doubt(self, why: str) -> None:
+        """Whoever verifies says so by a fault."""
 
     def close(self) -> None:
         self._preferred.close()

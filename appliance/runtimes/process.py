@@ -146,6 +146,9 @@ class ChildEngine:
         self.last_run_ms, self.last_note = ran.run_ms, ran.note
         return outputs
 
+    def doubt(self, why: str) -> None:
+        """There is no other to ask."""
+
     def close(self) -> None:
         """May be called again. An engine that is used after it starts a new child."""
         if self._child is not None:

@@ -74,7 +74,11 @@ class _Run:
         prepared_at = time.monotonic()
         outputs = self.loaded.infer(prepared.inputs, self.deadline_s, self.cancelled)
         ran_at = time.monotonic()
-        reading = analysis.conclude(self.engine.package, prepared, outputs)
+        try:
+            reading = analysis.conclude(self.engine.package, prepared, outputs)
+        except RuntimeFailed as error:
+            self.loaded.doubt(str(error))
+            raise
         return Outcome(
             conclusion=reading.conclusion,
             findings=reading.findings,

@@ -148,7 +148,8 @@ class Analysis:
             try:
                 self._look_after_engines()
                 with self._timed("infer"):
-                    busy = self._inferrer.step(lambda: self._assembler.early) or self._team.test_one()
+                    busy = self._inferrer.step(lambda: self._assembler.early)
+                busy = busy or self._team.test_one()  # it has deadlines of its own
             except OutOfResources as error:
                 self._pause(error)
                 continue

@@ -20,7 +20,7 @@ LOAD_S = 120.0  # for CUDA, TensorRT and a plan of hundreds of megabytes, on a s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiler:
-    """Used by several threads: neither knows what it did before, and each child is its caller's."""
+    """Used by the thread that runs engines and by that of a build: each child is its caller's."""
 
     builder: PlanBuilder
     runtime: ChildRuntime

@@ -23,6 +23,7 @@ from appliance.errors import CertificateUnusable, EngineRefused, PackageInvalid,
 from appliance.imaging import golden
 from appliance.journal.jobs import subject_of
 from appliance.journal.store import NOTHING, Journal, Subject
+from appliance.model import Reason
 from appliance.ports import LoadedEngine, Runtime
 from appliance.stages.desk import EngineOnDuty
 from appliance.stages.infer import Fault
@@ -274,6 +275,8 @@ class Team:
                     fault = golden.fault(package, child)
                 except RuntimeFailed as error:
                     fault = str(error)
+                    if error.reason == Reason.DEADLINE:  # it hangs, and would again
+                        break
                     continue
                 if not fault:
                     self._children[post.child_key] = child
@@ -322,6 +325,8 @@ def _fault(package: EnginePackage, child: LoadedEngine) -> str:
             return golden.fault(package, child)
         except RuntimeFailed as error:
             fault = str(error)
+            if error.reason == Reason.DEADLINE:
+                break
     return fault
 
 

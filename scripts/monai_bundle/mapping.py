@@ -5,7 +5,7 @@ axes, a scale, repeated channels, softmax or sigmoid, a choice of outputs. The r
 told at once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,7 +129,17 @@ def _unknown(step: Transform, _: Mapped) -> None:
 
 
 def _load(step: Transform, mapped: Mapped) -> None:
-    mapped.front.swap_axes = step.options.get("reverse_indexing") is not True
+    """All readers give columns before rows unless told otherwise, which each is told in its own way."""
+    reader = str(step.options.get("reader", "")).lower()
+    reverse, swap = step.options.get("reverse_indexing"), step.options.get("swap_ij")
+    if "pil" in reader:
+        mapped.front.swap_axes = reverse is not False
+    elif "pydicom" in reader:
+        mapped.front.swap_axes = swap is not False
+    elif "itk" in reader:
+        mapped.front.swap_axes = reverse is not True
+    elif reverse is not None or swap is not None:
+        raise CannotImport("LoadImage: reverse_indexing and swap_ij mean nothing without the reader's name")
 
 
 def _range(step: Transform, mapped: Mapped) -> None:
@@ -260,8 +270,3 @@ _STEPS: Mapping[str, Callable[[Transform, Mapped], None]] = {
     "Resize": _resize,
     "RepeatChannel": _repeat,
 }
-
-
-def known() -> Iterator[str]:
-    """The transforms that can be mapped, for the help."""
-    yield from sorted([*_STEPS, *NO_EFFECT])

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -71,7 +70,7 @@ def write(bundle: Bundle, mapped: Mapped, wanted: Wanted, target: Path) -> None:
             engine_package.load(folder)
         except PackageInvalid as error:
             raise CannotImport(*str(error).splitlines()) from error
-        os.rename(folder, target)  # noqa: PTH104 - not Path.rename, which would replace an empty folder
+        folder.rename(target)
 
 
 def _model(content: bytes, mapped: Mapped) -> bytes:

@@ -89,6 +89,7 @@ class Fake:
     plan_sha256: str = ""
     last_run_ms: float = 1.0
     ran: int = 0
+    doubts: list[str] = field(default_factory=list)
 
     def infer(
         self,
@@ -100,6 +101,9 @@ class Fake:
         if cancelled():
             raise RuntimeCancelled(Reason.ENGINE_FAILED, "cancelled")
         return {"scores": self.answer()}
+
+    def doubt(self, why: str) -> None:
+        self.doubts.append(why)
 
     def close(self) -> None:
         return
@@ -252,6 +256,19 @@ def test_a_deadline_is_told_once(rig: Rig) -> None:
     rig.run()
     assert [(job.revision, job.state) for job in rig.jobs()] == [(1, JobState.REPORTED)]
     assert len(rig.results()) == 1
+
+
+def test_an_answer_that_means_nothing_is_doubted_so_that_another_may_be_asked(rig: Rig) -> None:
+    answers = [CLIPPED + 1, CLIPPED]
+    rig.fake.answer = lambda: answers.pop(0)
+    rig.arrive(a_film())
+    rig.run()
+    (why,) = rig.fake.doubts
+    assert "outside 0..1" in why
+    (job,) = rig.jobs()
+    assert (job.attempts, job.state) == (2, JobState.REPORTED)
+    assert job.outcome is not None
+    assert job.outcome.conclusion is Conclusion.FINDING
 
 
 @pytest.mark.promise("P6")
@@ -617,10 +634,10 @@ def test_an_engine_whose_files_were_altered_keeps_its_duties_and_does_not_serve(
         {"state": str(tmp_path), "engines_dir": str(package.parent), "engines": [{"id": "cxr-acquisition"}]}
     )
     team = team_of(config, rig)
-    assert [engine.key for engine in team.engines] == ["cxr-acquisition@0.1.0"]
-    assert "altered" in team.unfit["cxr-acquisition@0.1.0"]
+    assert [engine.key for engine in team.engines] == ["cxr-acquisition@0.2.0"]
+    assert "altered" in team.unfit["cxr-acquisition@0.2.0"]
     facts: Any = told(team.engines, {}, team.unfit)[-1]
-    assert facts["cxr-acquisition@0.1.0"] | {"reason": ""} == {
+    assert facts["cxr-acquisition@0.2.0"] | {"reason": ""} == {
         "serves": False,
         "on_duty": True,
         "publish": False,

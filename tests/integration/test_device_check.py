@@ -97,10 +97,12 @@ def model() -> Model:
 @pytest.fixture
 def engine(model: Model) -> Iterator[ChildEngine]:
     """On the processor: how an engine is examined is the same on a GPU."""
-    with closing(
-        ChildRuntime(ChildSettings(interpreter=Path(sys.executable))).load(model.path, model.sha256)
-    ) as engine:
+    with closing(onnx().load(model.path, model.sha256)) as engine:
         yield engine
+
+
+def onnx() -> ChildRuntime:
+    return ChildRuntime(ChildSettings(interpreter=Path(sys.executable)))
 
 
 def test_an_engine_that_answers_as_its_golden_cases_is_measured(model: Model, engine: ChildEngine) -> None:

@@ -199,7 +199,7 @@ def test_a_bundle_becomes_a_package_that_says_what_the_network_says(made: Made, 
 
 def test_rows_first_repeated_channels_percentiles_and_a_norm(made: Made, imported: Import) -> None:
     steps = made.steps()
-    steps[0]["reverse_indexing"] = True
+    steps[0] |= {"reader": "ITKReader", "reverse_indexing": True}
     steps[3:4] = [
         {"_target_": "ScaleIntensityRangePercentilesd", "lower": 1, "upper": 99, "b_min": 0, "b_max": 1, "clip": True},
         {"_target_": "RepeatChanneld", "repeats": 3},
@@ -215,6 +215,26 @@ def test_rows_first_repeated_channels_percentiles_and_a_norm(made: Made, importe
     wanted = np.repeat((film - 0.5) / 0.25, 3, axis=1)
     (logits,) = onnxruntime.InferenceSession(network(channels=3).SerializeToString()).run(None, {"image": wanted})
     np.testing.assert_allclose(scores, (np.exp(logits) / np.exp(logits).sum())[:, 1:], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "swaps"),
+    [
+        ({}, True),
+        ({"reader": "ITKReader"}, True),
+        ({"reader": "ITKReader", "reverse_indexing": True}, False),
+        ({"reader": "PILReader"}, True),
+        ({"reader": "PILReader", "reverse_indexing": False}, False),
+        ({"reader": "PydicomReader", "swap_ij": False}, False),
+    ],
+)
+def test_the_order_of_axes_is_that_of_the_reader(
+    made: Made, imported: Import, options: dict[str, object], swaps: bool
+) -> None:
+    made.steps()[0].update(options)
+    assert imported(made).returncode == 0
+    kinds = [node.op_type for node in onnx.load(made.folder / "effusion" / "model.onnx").graph.node]
+    assert ("Transpose" in kinds) is swaps
 
 
 @pytest.mark.promise("P9")
@@ -283,6 +303,7 @@ def two_outputs(made: Made) -> None:
             ],
         ),
         (no_model, ["model.onnx cannot be read", "there is model.ts", "python -m monai.bundle onnx_export"]),
+        (lambda made: made.steps()[0].update(reverse_indexing=True), ["nothing without the reader's name"]),
         (altered(clip=False), ["clip is not true"]),
         (altered(a_max=4095), ["from 0 to 4095: our film is what is meant to be seen"]),
         (altered(_target_="SomethingNewd"), ["SomethingNew: no op of ours does that", "what range the network wants"]),

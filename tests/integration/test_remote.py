@@ -376,6 +376,22 @@ def test_a_server_that_failed_is_left_alone_for_a_while(box: Box) -> None:
     assert len(served.asked) == 1
 
 
+def test_an_answer_that_turned_out_to_mean_nothing_is_not_asked_for_again(box: Box) -> None:
+    with serving(double()) as port:
+        engine = box.engine(port)
+        check(engine, local=False)
+        engine.doubt("scores lies outside 0..1")
+        check(engine, local=True, words="scores lies outside 0..1")
+
+
+def test_what_is_slow_here_leaves_the_server_a_fifth(box: Box) -> None:
+    with serving(double()) as port:
+        engine = box.engine(port)
+        engine._slowest_s = 1000.0
+        check(engine, local=False, deadline_s=60.0)
+        check(engine, local=True, words="no time to ask it", deadline_s=4.0)  # of which a fifth is not worth it
+
+
 def test_a_child_that_is_killed_between_two_studies(box: Box) -> None:
     served = double()
     with serving(served) as port:

@@ -236,8 +236,8 @@ def test_a_server_for_an_engine_may_be_asked_by_tls(tmp_path: Path) -> None:
         (REMOTE.replace("        key: box.key\n", ""), "8: engines[0].remote.tls.certificate: needs 'key' beside it"),
         (REMOTE + "        minimum_version: TLSv1.3\n", "10: engines[0].remote.tls.minimum_version: unknown key"),
         (REMOTE.replace(":8001", ""), "4: engines[0].remote.url: 'triton.trust.example': write HOST:PORT"),
-        (REMOTE.replace("model: ct-lesion", "model: ../ct"), "5: engines[0].remote.model: '../ct'"),
-        (REMOTE + "      share: 1.5\n", "10: engines[0].remote.share: 1.5"),
+        (REMOTE.replace("model: ct-lesion", "model: ../ct"), "5: engines[0].remote.model: "),
+        (REMOTE + "      share: 1.5\n", "10: engines[0].remote.share: '1.5' is too large: at most 0.9"),
     ],
 )
 def test_what_cannot_work_of_such_a_server(tmp_path: Path, text: str, expected: str) -> None:

@@ -1,0 +1,1 @@
+"""Training of cxr-acquisition: drawn chests, projections of real CT, random faults of acquisition, a small network."""

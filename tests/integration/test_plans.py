@@ -1,0 +1,382 @@
+"""Engines that run on their plans, on a simulated GPU: verified there, given up, built anew. Real children, real store.
+
+The simulated GPU is ONNX Runtime, and a plan is an ONNX model: what is proved here is who is asked, and what is said.
+"""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from appliance.config import Config
+from appliance.engine_package import load as load_package
+from appliance.engine_store.store import Named
+from appliance.errors import EngineRefused
+from appliance.runtimes.fallback import WithFallback
+from appliance.states import EngineStage, Event
+from appliance.wiring.engine_work import Workshop, workshop
+from appliance.wiring.plans import GIVES_WAY, Plans
+from appliance.wiring.remotes import Remotes
+from appliance.wiring.team import Surroundings, Team
+from tests.journals import open_journal
+from tests.packages import Kind, Recipe, brightness, film_of, misbehaving, write_package
+from tests.simulated_gpu import MACHINE, SimulatedBuilder, simulated
+
+ENGINE = "films@1.0.0"
+BUILD_S = 60.0
+ENDED_S = 120.0
+
+
+def never() -> bool:
+    return False
+
+
+class Site:
+    """A box with a simulated GPU and one engine, which was compiled, verified and activated."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = Config.model_validate(
+            {
+                "state": str(folder / "var"),
+                "engines_dir": str(folder / "engines"),
+                "engines": [{"id": "films", "mode": "publish"}],
+                "analyse": {"memory_mb": 600},
+            }
+        )
+        (folder / "engines").mkdir()
+        (folder / "var").mkdir()
+        self.folder = folder
+        self.journal = open_journal(folder / "var" / "journal.sqlite")
+        self.builder = SimulatedBuilder()
+        self.shop = self.shop_of("alice")
+        self.wanted, self.ended = False, threading.Event()
+        self.logged: list[tuple[str, dict[str, Any]]] = []
+        self.team: Team | None = None
+
+    def shop_of(self, by: str) -> Workshop:
+        return replace(workshop(self.config, by), compiler=simulated(self.builder))
+
+    @property
+    def named(self) -> Named:
+        return self.shop.store.find("films")
+
+    def imported(self) -> Named:
+        package = write_package(self.folder / "package")
+        named, _ = self.shop.store.take(package, "alice", lambda _: None)
+        self.shop.store.step(named, Event.VALIDATE, "alice")
+        return self.named
+
+    def compiled(self, plan: bytes = b"") -> Path:
+        """Its plan."""
+        self.builder.plan = plan
+        return self.shop.build(self.named, lambda *_: None, BUILD_S).path
+
+    def verified(self) -> Any:
+        return self.shop.verify(self.named, lambda *_: None)[0]
+
+    def activated(self, plan: bytes = b"") -> Path:
+        self.imported()
+        path = self.compiled(plan)
+        self.verified()
+        self.shop.store.activate(self.named, "alice")
+        return path
+
+    def start(self) -> WithFallback:
+        """The appliance, anew; returns the engine that serves."""
+        self.stop()
+        plans = Plans(self.shop_of("analyse"), self.log, lambda: self.wanted, self.ended.set)
+        self.team = Team(
+            Surroundings(
+                config=self.config,
+                store=self.shop.store,
+                runtime=self.shop.runtime,
+                journal=self.journal,
+                log=self.log,
+                remotes=Remotes(self.config),
+                plans=plans,
+            )
+        )
+        self.team.begin()
+        serves = self.team.loaded[ENGINE]
+        assert isinstance(serves, WithFallback)
+        return serves
+
+    def stop(self) -> None:
+        if self.team is not None:
+            self.team.close()
+            self.team = None
+
+    def log(self, event: str, **facts: Any) -> None:
+        self.logged.append((event, facts))
+
+    def rest(self) -> None:
+        """Nothing is to be analysed: what is due begins, and ends."""
+        assert self.team is not None
+        self.ended.clear()
+        self.team.tend(never)
+        assert self.ended.wait(ENDED_S)
+        self.team.look()
+
+    def history(self, by: str) -> list[str]:
+        return [line.event for line in self.shop.store.book("films").history if line.by == by]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    made.builder.may_end.set()
+    made.stop()
+    made.journal.close()
+
+
+def study(engine: WithFallback, kind: Kind = Kind.BRIGHT, cancelled: Callable[[], bool] = never) -> float:
+    """What it says of one; as long as an answer is waited for, `cancelled` is asked."""
+    outputs = engine.infer({"film": film_of(kind)[None, None]}, 6.0, cancelled)
+    return round(float(np.asarray(outputs["scores"]).item()), 2)
+
+
+def check(engine: WithFallback, *, on_plan: str = "", degraded: str = "") -> None:
+    """It answers rightly, and says what ran it."""
+    assert study(engine) == 0.9
+    assert (engine.runtime, engine.plan_sha256) == ("simulated" if on_plan else "onnx", on_plan)
+    assert degraded in engine.degraded
+    assert bool(engine.degraded) == bool(degraded)
+
+
+@pytest.mark.promise("P8")
+def test_what_is_compiled_and_verified_serves_from_its_plan_and_is_named(site: Site) -> None:
+    site.imported()
+    plan = site.compiled()
+    report = site.verified()
+    release = site.shop.store.book("films").releases[site.named.release]
+    assert (report.runtime, report.plan, report.not_its_plan) == ("simulated", plan.name, "")
+    assert (report.plan_sha256, report.plan_key) == (release.plan_sha256, release.plan_key)
+    stored = json.loads((site.shop.store.root / "films" / f"{site.named.release}.verify.json").read_text())
+    assert stored == json.loads(json.dumps(asdict(report)))
+    site.shop.store.activate(site.named, "alice")
+    engine = site.start()
+    assert (engine.runtime, engine.degraded) == ("simulated", "")  # before any study
+    check(engine, on_plan=release.plan_sha256)
+    assert site.builder.built == 1
+
+
+@pytest.mark.promise("P8")
+def test_a_plan_that_is_not_verified_does_not_serve_until_it_is(site: Site) -> None:
+    site.imported()
+    site.verified()  # on the processor
+    site.shop.store.activate(site.named, "alice")
+    engine = site.start()
+    check(engine)
+    assert site.builder.probed == 0
+    plan = site.compiled()
+    assert site.team is not None
+    site.team.look()
+    check(engine, degraded=f"{plan.name} is not verified")
+    site.verified()
+    site.team.look()
+    check(engine, on_plan=site.shop.store.book("films").releases[site.named.release].plan_sha256)
+
+
+@pytest.mark.promise("P8")
+def test_another_driver_and_the_processor_serves_until_the_plan_is_built_anew(site: Site) -> None:
+    old = site.activated()
+    site.builder.machine = replace(MACHINE, driver="550")
+    engine = site.start()
+    check(engine, degraded="the plan that is there is stale: driver was '540', is '550'; it is built anew while")
+    site.builder.may_end.clear()
+    assert site.team is not None
+    site.team.tend(never)
+    check(engine, degraded="stale: driver was '540', is '550'")
+    site.builder.may_end.set()
+    assert site.ended.wait(ENDED_S)
+    site.team.look()
+    assert site.team.loaded[ENGINE] is engine
+    release = site.shop.store.book("films").releases[site.named.release]
+    check(engine, on_plan=release.plan_sha256)
+    assert (release.plan == old.name, release.stage) == (False, EngineStage.ACTIVE)
+    assert site.history("analyse") == ["build", "verify"]
+    check(site.start(), on_plan=release.plan_sha256)
+    assert site.builder.built == 2
+
+
+@pytest.mark.promise("P7")
+def test_a_build_gives_way_to_studies_but_not_for_ever(site: Site) -> None:
+    site.activated()
+    site.builder.machine = replace(MACHINE, driver="550")
+    engine = site.start()
+    assert site.team is not None
+    site.team.tend(lambda: True)
+    assert site.builder.built == 1  # when it was activated: none began
+    site.wanted = True
+    for again in range(GIVES_WAY):
+        site.rest()
+        assert site.builder.built == 2 + again
+        check(engine, degraded="it is built anew")
+    site.rest()
+    assert site.builder.built == 2 + GIVES_WAY
+    check(engine, on_plan=site.shop.store.book("films").releases[site.named.release].plan_sha256)
+
+
+@pytest.mark.promise("P8")
+def test_an_altered_plan_is_refused_and_built_anew(site: Site) -> None:
+    plan = site.activated()
+    content = bytearray(plan.read_bytes())
+    content[-1] ^= 1
+    plan.write_bytes(content)
+    report = site.verified()
+    assert (report.runtime, report.plan) == ("onnx", "")
+    assert f"{plan.name} was altered" in report.not_its_plan
+    engine = site.start()
+    check(engine, degraded=f"{plan.name} was altered: its sha256 is another; it is built anew")
+    site.rest()
+    check(engine, on_plan=site.shop.store.book("films").releases[site.named.release].plan_sha256)
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.promise("P8")
+def test_a_plan_s_child_that_dies_in_the_middle_of_a_study(site: Site) -> None:
+    site.activated(misbehaving())  # as the plan of a model that is right
+    engine = site.start()
+    check(engine, on_plan=engine.plan_sha256)
+    killed: list[int] = []
+
+    def kill() -> bool:
+        child = engine._preferred
+        if not killed and child is not None and child.pid is not None:
+            killed.append(child.pid)
+            os.kill(child.pid, signal.SIGKILL)
+        return False
+
+    assert study(engine, Kind.HANGING, kill) == 0.75
+    assert killed
+    assert (engine.runtime, engine.plan_sha256) == ("onnx", "")
+    assert "was not used, the processor ran it instead: the child was killed by SIGKILL" in engine.degraded
+    check(engine, degraded="SIGKILL")  # it is left alone for a while
+
+
+@pytest.mark.promise("P6")
+def test_a_plan_that_hangs_has_its_share_of_the_time_and_the_processor_the_rest(site: Site) -> None:
+    site.activated(misbehaving())
+    engine = site.start()
+    assert study(engine, Kind.HANGING) == 0.75
+    assert (engine.runtime, "passed its deadline of" in engine.degraded) == ("onnx", True)
+
+
+@pytest.mark.promise("P8")
+def test_an_answer_of_a_plan_that_is_not_finite_is_not_believed(site: Site) -> None:
+    site.activated(misbehaving())
+    engine = site.start()
+    assert study(engine, Kind.NAN) == 0.25
+    assert (engine.runtime, "nonsense: scores is not finite" in engine.degraded) == ("onnx", True)
+
+
+@pytest.mark.promise("P8")
+def test_a_plan_that_fails_its_golden_cases_is_refused_and_the_release_is_not(site: Site) -> None:
+    site.imported()
+    plan = site.compiled(brightness(0.5))
+    with pytest.raises(EngineRefused, match=rf"{plan.name}, the plan of films@.* is refused: golden case golden/dark"):
+        site.verified()
+    assert not list(plan.parent.iterdir())
+    assert site.named.stage is EngineStage.BUILT
+    line = site.shop.store.book("films").history[-1]
+    assert (line.event, plan.name in line.why, "output scores differs" in line.why) == ("plan_refused", True, True)
+    report = site.verified()
+    assert (report.runtime, site.named.stage) == ("onnx", EngineStage.VERIFIED)
+
+
+@pytest.mark.promise("P8")
+def test_a_small_difference_that_changes_the_findings_is_seen_on_a_plan_too(site: Site) -> None:
+    """0.8004 is right and a finding; 0.7996 is within the tolerance, and none."""
+    recipe = Recipe(model=brightness(-0.0996), golden={Kind.BRIGHT: 0.8004})
+    named, _ = site.shop.store.take(write_package(site.folder / "package", recipe), "alice", lambda _: None)
+    site.shop.store.step(named, Event.VALIDATE, "alice")
+    site.compiled(brightness(-0.1004))
+    with pytest.raises(EngineRefused, match="other findings: none instead of bright"):
+        site.verified()
+
+
+@pytest.mark.promise("P8")
+def test_a_rebuilt_plan_that_is_wrong_is_told_and_tried_again_only_after_the_next_start(site: Site) -> None:
+    site.activated()
+    site.builder.machine, site.builder.plan = replace(MACHINE, driver="550"), brightness(0.5)
+    engine = site.start()
+    site.rest()
+    assert site.team is not None
+    for _ in range(2):
+        site.team.tend(never)
+        site.team.look()
+        check(engine, degraded="building it anew failed, and is tried again at the next start")
+    assert "is not right and is refused: golden case" in engine.degraded
+    assert site.builder.built == 2
+    assert site.history("analyse") == ["build", "plan_refused", "plan_failed"]
+    site.builder.plan = b""
+    engine = site.start()
+    site.rest()
+    check(engine, on_plan=site.shop.store.book("films").releases[site.named.release].plan_sha256)
+
+
+@pytest.mark.promise("P8")
+def test_a_plan_that_was_verified_and_is_wrong_when_it_is_loaded_is_refused(site: Site) -> None:
+    """As where the GPU is broken: the file is the one that was verified."""
+    site.activated()
+    plan = site.compiled(brightness(0.5))
+    release = site.shop.store.book("films").releases[site.named.release]
+    package = load_package(site.named.folder)
+    forged = {
+        "package_sha256": package.package_sha256,
+        "plan_sha256": release.plan_sha256,
+        "plan_key": release.plan_key,
+    }
+    site.shop.store.write_report(site.named, json.dumps(forged).encode())
+    engine = site.start()
+    check(engine, degraded="the processor ran it instead: it is not verified: golden case")
+    assert site.team is not None
+    site.team.look()
+    site.team.tend(never)
+    check(engine, degraded=f"{plan.name} was found wrong: it is not verified: golden case")
+    assert not plan.exists()
+    assert (site.builder.built, site.history("analyse")) == (2, ["plan_refused"])
+    assert site.shop.store.serves(site.named)
+
+
+@pytest.mark.promise("P8")
+def test_a_plan_proves_itself_again_with_its_engine(site: Site) -> None:
+    site.activated()
+    engine = site.start()
+    child = engine._preferred
+    assert child is not None
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    assert site.team is not None
+    site.team._tested = dict.fromkeys(site.team._tested, -1e9)
+    assert site.team.test_one()
+    assert "the processor ran it instead" in engine.degraded
+    check(engine, degraded="the processor ran it instead")
+
+
+def test_a_gpu_that_is_gone_is_told_and_looked_for_once(site: Site) -> None:
+    site.activated()
+    site.builder.probed, site.builder.why_not = 0, "no NVIDIA driver"
+    engine = site.start()
+    check(engine, degraded="it was not run on its plan but on the processor: no NVIDIA driver")
+    assert site.team is not None
+    site.shop.store.note("films", site.named.release, "alice", "seen", "")
+    site.team.look()
+    site.team.tend(never)
+    assert (site.builder.probed, site.builder.built) == (1, 1)
+
+
+def test_what_was_never_compiled_costs_no_look_at_a_gpu(site: Site) -> None:
+    site.imported()
+    site.verified()
+    site.shop.store.activate(site.named, "alice")
+    check(site.start())
+    assert (site.builder.probed, site.builder.built) == (0, 0)
