@@ -210,6 +210,15 @@ def test_every_group_names_the_engine_its_hashes_the_runtime_and_the_device(case
 
 
 @pytest.mark.promise("P8")
+def test_the_plan_that_ran_stands_beside_its_model() -> None:
+    case = context([finding(2)])
+    engine = replace(case.outcome.engine, runtime="tensorrt", plan_sha256="c" * 64)
+    planned = replace(case, outcome=replace(case.outcome, engine=engine))
+    for group in groups_of(report_of(planned)):
+        assert texts(group, PARAMETERS)[3:5] == [f"model sha256: {'b' * 64}", f"plan sha256: {'c' * 64}"]
+
+
+@pytest.mark.promise("P8")
 def test_that_it_did_not_run_where_it_should_stands_beside_the_device() -> None:
     case = context([finding(2)])
     engine = replace(case.outcome.engine, degraded="the server is away")
