@@ -126,7 +126,7 @@ def test_an_engine_that_answers_as_its_golden_cases_is_measured(model: Model, en
 )
 def test_an_engine_that_answers_wrongly_is_told(model: Model, answer: float, words: str) -> None:
     class Wrong(ChildEngine):
-        def infer(self, *_: object) -> dict[str, np.ndarray]:  # type: ignore[override] # of any question
+        def infer(self, *_: object) -> dict[str, np.ndarray]:
             return {"scores": np.full((1, 4), answer, np.float32)}
 
     with pytest.raises(ValueError, match=words):
