@@ -73,7 +73,7 @@ class Moves:
             raise EngineRefused(f"{name} cannot run in its own shadow: name an imported release that is not active")
         self._check_ready(release, name, Event.SHADOW)
         if self._version_of(before.active) == before.releases[release].version:
-            raise EngineRefused(f"{name} has the version of what is active: their results could not be told apart")
+            raise EngineRefused(f"{name} has the same version as what is active: nobody could tell their results apart")
         self._relieve(before.shadow, f"{release} in its place")
         self._enter(release, Event.SHADOW, "", served=False)
         self.set(shadow=release, alarm="")
