@@ -57,7 +57,7 @@ class Moves:
             raise EngineRefused(f"{name} is active already")
         self._check_ready(release, name, Event.ACTIVATE)
         previous = [one for one in before.previous if one != release]
-        if before.active != release and self._may_serve_again(before.active):
+        if before.active in before.releases or (before.active == SHIPPED and self._shipped.is_dir()):
             previous.append(before.active)
         self._relieve(before.active, f"{release} in its place")
         self._enter(release, Event.ACTIVATE, "", served=True)
@@ -138,8 +138,7 @@ class Moves:
         if release == SHIPPED:
             return self._shipped.is_dir()
         known = self.book.releases.get(release)
-        may = known is not None and (known.stage, Event.ACTIVATE) in ENGINE.steps
-        return may or (known is not None and known.stage is EngineStage.ACTIVE)
+        return known is not None and (known.stage, Event.ACTIVATE) in ENGINE.steps
 
     def _version_of(self, release: str) -> str:
         if release in self.book.releases:
