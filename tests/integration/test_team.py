@@ -17,7 +17,7 @@ from appliance.model import Job, Reason
 from appliance.ports import Array
 from appliance.stages.infer import Fault
 from appliance.states import EngineStage, Event, JobState
-from appliance.wiring.engines import engine_store
+from appliance.wiring.releases import engine_store
 from appliance.wiring.team import HOUR_S, Surroundings, Team
 from tests.journals import STUDY, open_journal
 from tests.packages import Recipe, write_package
