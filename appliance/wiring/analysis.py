@@ -42,7 +42,8 @@ from appliance.wiring.common import (
     wait_until_proved,
 )
 from appliance.wiring.engine_work import child_runtime
-from appliance.wiring.engines import EngineFacts, engine_store
+from appliance.wiring.engines import EngineFacts
+from appliance.wiring.releases import engine_store
 from appliance.wiring.remotes import Remotes
 from appliance.wiring.team import Surroundings, Team
 

@@ -26,7 +26,7 @@ from appliance.ports import BuiltPlan, PlanBuilder
 from appliance.runtimes.channel import TensorSpec
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
 from appliance.states import Event
-from appliance.wiring.engines import engine_store
+from appliance.wiring.releases import engine_store
 
 WARM_UPS = 2
 RUNS = 20

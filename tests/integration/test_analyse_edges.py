@@ -38,7 +38,8 @@ from appliance.stages.report.wording import CORRECTION_TEXT
 from appliance.states import Event, JobState, StepState
 from appliance.wiring import analysis
 from appliance.wiring.common import open_spool
-from appliance.wiring.engines import EngineFacts, engine_store
+from appliance.wiring.engines import EngineFacts
+from appliance.wiring.releases import engine_store
 from appliance.wiring.remotes import Remotes
 from appliance.wiring.team import Surroundings, Team
 from tests.journals import Hands, arrival, events, open_journal, receive
