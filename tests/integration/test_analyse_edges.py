@@ -639,6 +639,8 @@ def test_an_engine_whose_files_were_altered_keeps_its_duties_and_does_not_serve(
         "on_duty": True,
         "publish": False,
         "reason": "",
+        "device": "",
+        "degraded": "",
         "since": "monday",
     }
 
