@@ -48,8 +48,8 @@ from tests.slices import ct_slice, film, save
 ENGINES = Path(__file__).resolve().parents[2] / "engines"
 DEADLINE_MS = 60_000
 SR_OWED = Owed(destination="pacs", urgency=Urgency.RESULT)
-NOTHING = np.zeros((1, 4), np.float32)
-CLIPPED = np.array([[0, 0, 0.9, 0]], np.float32)
+NOTHING = np.zeros((1, 10), np.float32)
+CLIPPED = np.array([[0, 0, 0, 0, 0, 0, 0.9, 0, 0, 0]], np.float32)
 
 
 class FullNow(Spool):
@@ -709,7 +709,7 @@ def test_a_golden_case_that_is_none_is_a_fault_of_the_engine_and_ends_nothing(
     if content == "other names":
         np.savez(case, film=NOTHING)
     elif content == "other shape":
-        np.savez(case, film=NOTHING, scores=np.zeros(4, np.float32))
+        np.savez(case, film=NOTHING, scores=np.zeros(10, np.float32))
     else:
         assert isinstance(content, bytes)
         case.write_bytes(content)
