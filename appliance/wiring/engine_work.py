@@ -123,9 +123,9 @@ class Workshop:
         plan = builder.build(package.model_path, package.model_sha256, folder, progress, deadline_s)
         with plan.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != plan.sha256 or plan.path.parent != folder:
+        if digest != plan.sha256 or folder not in plan.path.parents:
             raise EngineRefused(f"{plan.path.name}: the builder says of it what does not hold")
-        also = {"plan": plan.path.name, "plan_sha256": plan.sha256, "plan_key": plan.key}
+        also = {"plan": str(plan.path.relative_to(folder)), "plan_sha256": plan.sha256, "plan_key": plan.key}
         self.store.step(named, Event.BUILD, self.by, plan.key, **also)
         return plan
 

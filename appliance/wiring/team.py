@@ -17,7 +17,7 @@ from appliance import engine_package
 from appliance.config import Config, EngineMode
 from appliance.config.models import Engine
 from appliance.engine_package import EnginePackage
-from appliance.engine_store.book import BOOK, MAX_PREVIOUS
+from appliance.engine_store.book import BOOK, MAX_PREVIOUS, SHIPPED
 from appliance.engine_store.store import EngineStore, Named
 from appliance.errors import CertificateUnusable, EngineRefused, PackageInvalid, RuntimeFailed
 from appliance.imaging import golden
@@ -173,7 +173,7 @@ class Team:
         self._seen[options.id] = self._stamp(options.id)
         self._unknown.pop(options.id, None)
         self._unreadable.clear()
-        shipped = Named(engine_id=options.id, release="shipped", folder=self._store.shipped / options.id, stage=None)
+        shipped = Named(engine_id=options.id, release=SHIPPED, folder=self._store.shipped / options.id, stage=None)
         try:
             duty = self._store.on_duty(options.id)
         except EngineRefused as error:
