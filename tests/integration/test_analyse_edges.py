@@ -447,8 +447,8 @@ def test_a_new_version_of_an_engine_takes_over_what_the_old_one_owed(rig: Rig) -
     assert [(job.engine.partition("@")[2], job.state) for job in rig.jobs()] == [
         ("0.0.9", JobState.SUPERSEDED),
         ("0.0.9", JobState.SUPERSEDED),
-        ("0.1.0", JobState.REPORTED),
-        ("0.1.0", JobState.REPORTED),
+        ("0.2.0", JobState.REPORTED),
+        ("0.2.0", JobState.REPORTED),
     ]
     assert len(rig.results()) == 2
 
