@@ -60,10 +60,11 @@ def test_without_a_gpu_it_says_why_and_builds_what_can_be_built(reason: str) -> 
     said = device_check("--engine", "cxr-acquisition", "--json", "--python", sys.executable)
     assert said.returncode == NO_GPU, said.stderr
     found = json.loads(said.stdout)
-    (why,) = found["no_gpu"].values()
+    (why,) = found["unfit"].values()
     if "no TensorRT" in why:
         missing(f"no TensorRT-RTX here: {why}")
     assert reason in why
+    assert found["no_gpu"] == reason
     assert (found["gpu"], found["tensorrt"], found["exit"]) == (None, None, NO_GPU)
     assert found["rows"]
     for row in found["rows"]:
@@ -76,9 +77,8 @@ def test_without_a_gpu_it_says_why_and_builds_what_can_be_built(reason: str) -> 
 def test_the_table_ends_with_the_reason(reason: str) -> None:
     said = device_check("--python", "/bin/false", "--engine", "cxr-acquisition")
     assert said.returncode == NO_GPU
-    assert "no GPU: the child ended with status 1" in said.stdout
-    assert said.stdout.endswith("Nothing was run on a device.\n")
-    assert reason
+    assert "/bin/false: the child ended with status 1" in said.stdout
+    assert said.stdout.endswith(f"no GPU: {reason}\nNothing was run on a device.\n")
 
 
 def test_the_script_hands_on_what_it_is_given() -> None:
