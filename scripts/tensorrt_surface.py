@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write tests/contract/tensorrt_surface.json: what the classes of each TensorRT have, as their real bindings say.
 
-  scripts/tensorrt_surface.py            download the bindings, look, write the file (about 10 MB, half a minute)
+  scripts/tensorrt_surface.py            download the bindings, look, write the file (about 15 MB, a minute)
   scripts/tensorrt_surface.py --check    compare with the file instead; exit 1 where it differs
 
 The bindings of TensorRT are on PyPI, its libraries (hundreds of MB, or not at all) are not needed to see what classes

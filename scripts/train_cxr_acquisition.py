@@ -85,7 +85,7 @@ def chances(bank: Bank, without: list[str], *, ct: bool) -> np.ndarray[tuple[int
     for kind, share in SHARES.items():
         chosen = (kinds == kind) & allowed
         chance[chosen] = share / max(chosen.sum(), 1)
-    return chance / chance.sum()
+    return np.asarray(chance / chance.sum(), np.float64)
 
 
 def build() -> nn.Sequential:

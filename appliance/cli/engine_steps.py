@@ -1,7 +1,7 @@
 """engines import, check, build, verify, activate, rollback: how a release comes to serve, and how it goes."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -197,11 +197,12 @@ def rollback(
     _told(output, at, back, "active again")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Bench:
     """What a command works with."""
 
-    def __init__(self, config: Config, shop: Workshop) -> None:
-        self.config, self.shop = config, shop
+    config: Config
+    shop: Workshop
 
 
 def _bench(given: Path | None, by: str) -> _Bench:
@@ -209,7 +210,7 @@ def _bench(given: Path | None, by: str) -> _Bench:
     config = load_config(given)
     if why_not := untrusted(config):
         raise EngineRefused(f"nothing was changed: {why_not}")
-    return _Bench(config, workshop(config, person(by)))
+    return _Bench(config=config, shop=workshop(config, person(by)))
 
 
 def _told(output: Output, at: _Bench, named: Named, what: str) -> None:

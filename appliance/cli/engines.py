@@ -13,14 +13,13 @@ from appliance.config import Config, EngineMode
 from appliance.engine_store.book import SHIPPED, Book
 from appliance.engine_store.store import EngineStore, Named
 from appliance.errors import CertificateUnusable, EngineRefused, PackageInvalid
-from appliance.wiring.engine_work import report_of
-from appliance.wiring.engines import engine_store
+from appliance.wiring.releases import engine_store, report_of
 
 app = typer.Typer(rich_markup_mode=None)
 engines = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Look after the engines: import a release, prove it, let it serve, go back to the one before.",
+    help="Look after the engine packages.\n\nImport a release, prove it, let it serve, and go back to the one before.",
     epilog=teaching(
         "scanside engines list",
         "scanside engines import ./ct-lesion-0.2.0.zip",
@@ -83,7 +82,8 @@ def list_engines(config: ConfigOption = None, as_json: JsonOption = False) -> No
     output.table([Column("id", style="bold"), *columns], [_row(one) for one in found])
     for one in found:
         if not one.valid:
-            output.line(f"{one.id} {one.release} is not valid:", style="bold red")
+            name = one.id if one.release == SHIPPED else f"{one.id}@{one.release}"
+            output.line(f"{name} is not valid:", style="bold red")
             for line in one.why_not.splitlines():
                 output.line(f"  {line}")
     for alarm in alarms.values():

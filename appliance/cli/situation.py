@@ -25,7 +25,7 @@ from appliance.journal.performed import Awaited
 from appliance.latch import latched
 from appliance.wakeup import is_listening
 from appliance.wiring.common import HOUR_MS, MB, PROCESSES
-from appliance.wiring.engines import engine_store
+from appliance.wiring.releases import engine_store
 
 WAL_ALARM = 64 * MB
 AWAITED_MS = 60_000

@@ -1,20 +1,19 @@
 """trace: the history of one UID (P11)."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from appliance.cli.opening import ConfigOption, JsonOption, load_config, open_journal, teaching
+from appliance.cli.opening import USUAL_CONFIG, ConfigOption, JsonOption, load_config, open_journal, teaching
 from appliance.cli.tables import Column, Output, plural
-from appliance.config import Config
 from appliance.config.values import uid as checked_uid
 from appliance.errors import ScansideError
 from appliance.journal import history
 from appliance.model import HistoryLine
-from appliance.wiring.engines import engine_store
+from appliance.wiring.releases import engine_store
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -33,18 +32,17 @@ def trace(
     full: Annotated[bool, typer.Option("--full", help="Each line by itself, none summed up.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Everything that happened to a study, series or instance, or to the releases of an engine.
+    """Everything that happened to a study, series or instance.
 
     Times are UTC; milliseconds count from the first line. Of a study or series, what happened alike to many instances
-    is summed up in one line. Names no patients.
+    is summed up in one line. Names no patients. Of an engine, by its id: what became of its releases.
     """
-    if re.search("[a-z]", uid):
-        _trace_engine(load_config(config), uid.partition("@")[0], Output(as_json=as_json))
-        return
     try:
         uid = checked_uid(uid.strip())
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="UID") from None
+        if not _traced_engine(config, uid.partition("@")[0], Output(as_json=as_json)):
+            raise typer.BadParameter(str(error), param_hint="UID") from None
+        return
     with open_journal(load_config(config)) as journal:
         lines = history.trace(journal, uid)
     if not lines:
@@ -60,11 +58,13 @@ def trace(
     output.line(f"{plural(len(lines), 'line')} of history", style="dim")
 
 
-def _trace_engine(config: Config, engine_id: str, output: Output) -> None:
-    """Of each release: who did what, and why. Raises ScansideError."""
-    store = engine_store(config)
+def _traced_engine(given: Path | None, engine_id: str, output: Output) -> bool:
+    """Of each release: who did what, and why. False: no release of such an engine was imported."""
+    if given is None and not USUAL_CONFIG.exists():
+        return False
+    store = engine_store(load_config(given))
     if engine_id not in store.ids():
-        raise ScansideError(f"nothing is known of {engine_id}: no UID, and no release of such an engine was imported")
+        return False
     book = store.book(engine_id)
     lines = [line.model_dump() for line in book.history]
     output.document({"engine": engine_id, "active": book.active, "shadow": book.shadow, "lines": lines})
@@ -73,6 +73,7 @@ def _trace_engine(config: Config, engine_id: str, output: Output) -> None:
         [(one.at[:23], one.release, one.event, one.stage, one.by, one.why) for one in book.history],
     )
     output.line(f"{plural(len(lines), 'line')} of history", style="dim")
+    return True
 
 
 Row = tuple[str, int, str, str, str]

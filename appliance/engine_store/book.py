@@ -54,7 +54,7 @@ class Release(_Part):
     stage: EngineStage
     signed_by: str = ""  #: SHA-256 of the public key file whose owner signed it, or ""
     served: bool = False  #: whether its results counted when it ran last
-    plan: str = ""  #: file name of the plan that was built last, under plans/, or ""
+    plan: str = ""  #: the plan that was built last: its path below plans/VERSION-SHA12, or ""
     plan_sha256: str = ""
     plan_key: str = ""
 

@@ -57,7 +57,7 @@ class Moves:
             raise EngineRefused(f"{name} is active already")
         self._check_ready(release, name, Event.ACTIVATE)
         previous = [one for one in before.previous if one != release]
-        if before.active != release and self._may_serve_again(before.active):
+        if before.active in before.releases or (before.active == SHIPPED and self._shipped.is_dir()):
             previous.append(before.active)
         self._relieve(before.active, f"{release} in its place")
         self._enter(release, Event.ACTIVATE, "", served=True)
@@ -73,7 +73,7 @@ class Moves:
             raise EngineRefused(f"{name} cannot run in its own shadow: name an imported release that is not active")
         self._check_ready(release, name, Event.SHADOW)
         if self._version_of(before.active) == before.releases[release].version:
-            raise EngineRefused(f"{name} has the version of what is active: their results could not be told apart")
+            raise EngineRefused(f"{name} has the same version as what is active: nobody could tell their results apart")
         self._relieve(before.shadow, f"{release} in its place")
         self._enter(release, Event.SHADOW, "", served=False)
         self.set(shadow=release, alarm="")
@@ -138,8 +138,7 @@ class Moves:
         if release == SHIPPED:
             return self._shipped.is_dir()
         known = self.book.releases.get(release)
-        may = known is not None and (known.stage, Event.ACTIVATE) in ENGINE.steps
-        return may or (known is not None and known.stage is EngineStage.ACTIVE)
+        return known is not None and (known.stage, Event.ACTIVATE) in ENGINE.steps
 
     def _version_of(self, release: str) -> str:
         if release in self.book.releases:

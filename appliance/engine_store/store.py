@@ -123,7 +123,7 @@ class EngineStore:
             known = moves.book.releases.get(release)
             if known is not None and known.package_sha256 != package.package_sha256:  # names are cut, and can be made
                 raise PackageInvalid(f"another package has the name {release} already: its version must be another")
-            if known is None or not (home / release).is_dir():
+            if known is None or not _is_whole(home / release):  # a repeated import mends it
                 self._settle(package.folder, home / release)
             if known is None:
                 fresh = Release(
@@ -303,6 +303,14 @@ class EngineStore:
             yield moves
             if moves.book != before:
                 books.write(home, moves.book)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        engine_package.load(folder)
+    except PackageInvalid:
+        return False
+    return True
 
 
 def _make(folder: Path) -> None:

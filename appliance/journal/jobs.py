@@ -23,6 +23,8 @@ from appliance.model import Evidence, Instance, Job, Outcome, Reason, Series
 from appliance.states import JOB, Event, JobState
 
 CURSOR = "assembled"
+#: Why something was not analysed, where the words are of the engine alone and quote nothing of an image (P10).
+OF_THE_ENGINE = frozenset({Reason.ENGINE_FAILED, Reason.NO_ENGINE, Reason.DEADLINE})
 UNFINISHED = (JobState.WAITING, JobState.READY, JobState.RUNNING, JobState.CONCLUDED)
 
 
@@ -325,7 +327,7 @@ def _write_outcome(tx: Transaction, job: Job, outcome: Outcome) -> None:
         engine=job.engine,
         conclusion=outcome.conclusion,
         reason=outcome.reason or "",
-        why=outcome.detail,
+        why=outcome.detail if outcome.reason in OF_THE_ENGINE else "",
         findings=len(outcome.findings),
         late=outcome.late,
         runtime=outcome.engine.runtime,

@@ -12,10 +12,11 @@ Only arrays and the names of tensors leave the box: no name, no UID, no request 
 the engine of this box, hashed like any other; the server has its own copy, whose bytes nobody here can hash.
 """
 
+import contextlib
 import math
 import queue
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import grpc
 import numpy as np
@@ -74,15 +75,14 @@ class KServe:
         return _specs(found.inputs), self._outputs
 
     def run(self, inputs: Dict[str, Array]) -> Dict[str, Array]:
-        if not self._is_connected():
-            raise ConnectionError(f"the connection to {self._url} was lost")
         request = wire.ModelInferRequest(model_name=self._model, model_version=self._version)
         for name, array in inputs.items():
             request.inputs.add(name=name, datatype=_DATATYPES[array.dtype.name], shape=array.shape)
             request.raw_input_contents.append(array.tobytes())
         for spec in self._outputs:
             request.outputs.add(name=spec["name"])
-        answer = self._ask(self._stub.ModelInfer, request, self.deadline_s + _LATER_S)
+        with self._one_connection():
+            answer = self._ask(self._stub.ModelInfer, request, self.deadline_s + _LATER_S)
         if self._version and answer.model_version != self._version:
             raise RuntimeError(f"version {_words(answer.model_version)!r} answered instead of {self._version!r}")
         arrays = _arrays(answer)
@@ -94,17 +94,26 @@ class KServe:
         version = f" version {self._version}" if self._version else ""
         return f"{self._server} at {self._url}, model {self._model}{version}"
 
-    def _is_connected(self) -> bool:
-        """Whether it is still the connection of before: gRPC opens another one by itself only for a call."""
+    @contextlib.contextmanager
+    def _one_connection(self) -> Iterator[None]:
+        """Raises ConnectionError where the connection of before is gone, or goes meanwhile: gRPC opens another one by
+        itself, but only for a call.
+        """
         states: "queue.SimpleQueue[grpc.ChannelConnectivity]" = queue.SimpleQueue()
         told = states.put
         self._channel.subscribe(told)
         try:
-            return states.get(timeout=_STATE_S) is grpc.ChannelConnectivity.READY
+            seen = [states.get(timeout=_STATE_S)]
+            if seen == [grpc.ChannelConnectivity.READY]:
+                yield
+            while not states.empty():
+                seen.append(states.get())
         except queue.Empty:
-            return False
+            seen = []
         finally:
             self._channel.unsubscribe(told)
+        if set(seen) != {grpc.ChannelConnectivity.READY}:
+            raise ConnectionError(f"the connection to {self._url} was lost")
 
     def _ask(self, call: Any, request: Any, timeout_s: Optional[float] = None) -> Any:
         """Raises ConnectionError where nobody is there, RuntimeError for whatever goes wrong over there."""

@@ -21,7 +21,7 @@ from appliance.states import Event, JobState
 
 MAX_ATTEMPTS = 3
 FAILING_FROM = 2  # jobs in a row: one may be at fault itself
-MOST_FAULTS = 1000  # remembered of an engine
+MOST_FAULTS = 1000  # studies that are remembered of an engine
 FAIR_SHARE = 0.5  # of its deadline: an engine that was given less is not at fault for being late
 
 
@@ -38,7 +38,7 @@ class EngineAtFault(RuntimeFailed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Of an engine: on how many jobs in a row, which was the last, and what was said of it."""
+    """Of an engine: on how many studies in a row, which job was the last, and what was said of it."""
 
     count: int
     job: Job
@@ -113,7 +113,7 @@ class Inferrer:
         self._stopping = stopping
         self._tried_early: dict[int, str] = {}  # job id -> its inputs then
         self._failures: dict[str, dict[int, str]] = {}  # engine -> the jobs that failed since it last answered, and why
-        self._faults: dict[str, dict[int, tuple[Job, str]]] = {}  # the same, where the engine itself was at fault
+        self._faults: dict[str, dict[str, tuple[Job, str]]] = {}  # engine -> studies, where it was itself at fault
         self._unsettled: tuple[Job, Outcome] | None = None  # an outcome that the journal has not taken yet
 
     @property
@@ -128,7 +128,7 @@ class Inferrer:
 
     @property
     def faults(self) -> dict[str, Fault]:
-        """Engines that were at fault since they last answered. One job is one fault, however often it was tried."""
+        """Engines that were at fault since they last answered. One study is one fault, however often it was tried."""
         found = {}
         for key, faults in self._faults.items():
             job, why = list(faults.values())[-1]
@@ -274,8 +274,8 @@ class Inferrer:
 
     def _note_fault(self, job: Job, why: str) -> None:
         faults = self._faults.setdefault(job.engine, {})
-        faults.pop(job.id, None)
-        faults[job.id] = job, why
+        faults.pop(job.study_instance_uid, None)
+        faults[job.study_instance_uid] = job, why
         while len(faults) > MOST_FAULTS:
             del faults[next(iter(faults))]
 

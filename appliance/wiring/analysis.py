@@ -42,8 +42,9 @@ from appliance.wiring.common import (
     wait_until_proved,
 )
 from appliance.wiring.engine_work import child_runtime, workshop
-from appliance.wiring.engines import EngineFacts, engine_store
+from appliance.wiring.engines import EngineFacts
 from appliance.wiring.plans import Plans
+from appliance.wiring.releases import engine_store
 from appliance.wiring.remotes import Remotes
 from appliance.wiring.team import WE, Surroundings, Team
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from appliance import __version__
 from appliance.config import Config
@@ -29,7 +28,7 @@ from appliance.runtimes.channel import TensorSpec
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
 from appliance.states import Event
 from appliance.wiring.compiler import Compiler, compiler
-from appliance.wiring.engines import engine_store
+from appliance.wiring.releases import engine_store
 
 WARM_UPS = 2
 RUNS = 20
@@ -132,9 +131,9 @@ class Workshop:
         plan = builder.build(package.model_path, package.model_sha256, folder, progress, deadline_s)
         with plan.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != plan.sha256 or plan.path.parent != folder:
+        if digest != plan.sha256 or folder not in plan.path.parents:
             raise EngineRefused(f"{plan.path.name}: the builder says of it what does not hold")
-        also = {"plan": plan.path.name, "plan_sha256": plan.sha256, "plan_key": plan.key}
+        also = {"plan": str(plan.path.relative_to(folder)), "plan_sha256": plan.sha256, "plan_key": plan.key}
         self.store.step(named, Event.BUILD, self.by, plan.key, **also)
         return plan
 
@@ -305,15 +304,6 @@ def _peak_bytes(pid: int | None) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
-
-
-def report_of(store: EngineStore, named: Named) -> dict[str, Any] | None:
-    """What `verify` wrote last of a release, or None."""
-    try:
-        found = json.loads((store.root / named.engine_id / f"{named.release}.verify.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def check_room(config: Config, folder: Path) -> Callable[[int], None]:

@@ -1,24 +1,12 @@
-"""Where the engines of a configuration are kept; and what `status` is told of them: which serve, and since when and why
-another is off.
-"""
+"""What `status` is told of the engines: which serve, and since when and why another is off."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.config import Config
-from appliance.engine_store.store import EngineStore
 from appliance.ports import LoadedEngine
 from appliance.stages.desk import EngineOnDuty
 from appliance.wiring.common import Log
-
-
-def engine_store(config: Config) -> EngineStore:
-    return EngineStore(
-        root=config.store_dir,
-        shipped=config.engines_dir,
-        public_key=config.engines_key.file if config.engines_key else None,
-    )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -34,7 +34,8 @@ from appliance.ports import BuiltPlan, LoadedEngine
 from appliance.runtimes.fallback import Preferred, WithFallback
 from appliance.wiring.common import Log
 from appliance.wiring.compiler import Compiler, is_proved
-from appliance.wiring.engine_work import Workshop, report_of
+from appliance.wiring.engine_work import Workshop
+from appliance.wiring.releases import report_of
 from appliance.wiring.remotes import tensor_specs
 
 BUILD_S = 3600.0

@@ -17,7 +17,7 @@ from appliance import engine_package
 from appliance.config import Config, EngineMode
 from appliance.config.models import Engine
 from appliance.engine_package import EnginePackage
-from appliance.engine_store.book import BOOK, MAX_PREVIOUS
+from appliance.engine_store.book import BOOK, MAX_PREVIOUS, SHIPPED
 from appliance.engine_store.store import EngineStore, Named
 from appliance.errors import CertificateUnusable, EngineRefused, PackageInvalid, RuntimeFailed
 from appliance.imaging import golden
@@ -100,6 +100,7 @@ class Team:
         self.loaded: dict[str, LoadedEngine] = {}
         self.unfit: dict[str, str] = {}
         self._unknown: dict[str, str] = {}  # id -> why nobody knows its duties
+        self._unreadable: list[tuple[Named, str]] = []  # releases without a manifest, found by the last look
         self._children: dict[tuple[str, str, str], LoadedEngine] = {}
         self._fronts: dict[tuple[str, str, str], LoadedEngine] = {}  # the same, or with a server before it
         self._tested: dict[tuple[str, str, str], float] = {}
@@ -164,7 +165,7 @@ class Team:
 
     def close(self) -> None:
         self._around.plans.close()
-        for front in self._fronts.values():
+        for front in list(self._fronts.values()):
             front.close()
 
     def _serving(self) -> list[Post]:
@@ -184,7 +185,8 @@ class Team:
         """Its manifest is enough to be on duty: without one nobody knows which studies are its own."""
         self._seen[options.id] = self._stamp(options.id)
         self._unknown.pop(options.id, None)
-        shipped = Named(engine_id=options.id, release="shipped", folder=self._store.shipped / options.id, stage=None)
+        self._unreadable.clear()
+        shipped = Named(engine_id=options.id, release=SHIPPED, folder=self._store.shipped / options.id, stage=None)
         try:
             duty = self._store.on_duty(options.id)
         except EngineRefused as error:
@@ -204,6 +206,7 @@ class Team:
             try:
                 package = engine_package.load_manifest(named.folder)
             except PackageInvalid:
+                self._unreadable.append((named, str(error)))
                 if not shadow:
                     self._unknown[options.id] = str(error)
                 return []
@@ -242,13 +245,13 @@ class Team:
         """Take up what the store says; what does not prove itself gives way first. Raises OutOfResources."""
         for _ in range(MAX_PREVIOUS + 2):
             posts = [self._proved(post, why_not) for post in self._gathered(options)]
-            if why_not or not any(post.fault for post in posts):
+            faulty = [(post.named, post.fault) for post in posts if post.fault] + self._unreadable
+            if why_not or not faulty:
                 break
             if reason := self._around.runtime.probe():  # no fault of any engine: who serves goes on
                 self._log("engines_not_exchanged", engine=options.id, reason=reason)
                 self._seen.pop(options.id)
                 return
-            faulty = [post for post in posts if post.fault]
             if self._all_stay(faulty):
                 break
         self._posts[options.id] = posts
@@ -291,29 +294,29 @@ class Team:
         local = self._around.plans.before(post.named, post.engine.package, child)
         return local if post.shadow else self._around.remotes.before(post.engine, local)
 
-    def _all_stay(self, faulty: Sequence[Post]) -> bool:
+    def _all_stay(self, faulty: Sequence[tuple[Named, str]]) -> bool:
         """False: another release may try now. None is turned off: the next start lets it try again."""
-        gone = [self._take_back(post, post.fault.partition("\n")[0], NOTHING, or_off=False) for post in faulty]
+        gone = [self._take_back(named, why.partition("\n")[0], NOTHING, or_off=False) for named, why in faulty]
         return not any(gone)
 
     def _give_way(self, key: str, why: str, subject: Subject) -> None:
         post = next((post for post in self._serving() if post.engine.key == key), None)
         if post is None:
             return
-        self._take_back(post, why, subject, or_off=True)
+        self._take_back(post.named, why, subject, or_off=True)
         self._change(next(one for one in self._options if one.id == post.named.engine_id))
 
-    def _take_back(self, post: Post, why: str, subject: Subject, *, or_off: bool) -> bool:
+    def _take_back(self, named: Named, why: str, subject: Subject, *, or_off: bool) -> bool:
         """Whether anything changed; told in the log, and in the history of what it happened with (P11)."""
         try:
-            book = self._store.take_back(post.named, WE, why, or_off=or_off)
+            book = self._store.take_back(named, WE, why, or_off=or_off)
         except EngineRefused:  # the book is damaged: then nobody of it serves anyway
             return False
         if book is None:
             return False
-        self._log("engine_gave_way", engine=post.engine.key, release=post.named.release, reason=book.alarm)
+        self._log("engine_gave_way", engine=named.engine_id, release=named.release, reason=book.alarm)
         with self._around.journal.write(durable=True) as tx:
-            tx.history("engine_gave_way", subject, engine=post.engine.key, release=post.named.release, why=book.alarm)
+            tx.history("engine_gave_way", subject, engine=named.engine_id, release=named.release, why=book.alarm)
         return True
 
 

@@ -107,9 +107,10 @@ def _real(path: Path) -> Float:
 
 def _grey(path: Path) -> Float:
     with Image.open(path) as picture:
-        return np.asarray(picture.convert("L"), np.float32) / 255
+        return np.asarray(np.asarray(picture.convert("L")) / 255, np.float32)
 
 
 def _levels(picture: Picture) -> NDArray[np.float64]:
     left, top, right, bottom = (round(edge * SIZE) for edge in picture.lungs)
-    return np.quantile(picture.image[max(top, 0) : bottom, max(left, 0) : right], LEVELS)
+    within = picture.image[max(top, 0) : bottom, max(left, 0) : right]
+    return np.asarray(np.quantile(within, LEVELS), np.float64)

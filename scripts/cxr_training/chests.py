@@ -4,6 +4,8 @@ They only have to hold what tells a good film from a bad one: where lungs, heart
 flanks lie, in more shapes than there are real films here.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -19,7 +21,7 @@ def _dome(x: Float, z: Float, centre: tuple[float, float], radii: tuple[float, f
     return np.asarray(np.sqrt(np.maximum(0, 1 - level)), np.float32)
 
 
-def _step(values: Float, softness_mm: float) -> Float:
+def _step(values: NDArray[np.floating[Any]], softness_mm: float) -> Float:
     """0 below nought, 1 above it."""
     return np.asarray(1 / (1 + np.exp(-np.clip(values / softness_mm, -30, 30))), np.float32)
 
@@ -31,7 +33,7 @@ def _clouds(rng: np.random.Generator, sigma: float) -> Float:
 
 def frontal(rng: np.random.Generator) -> Picture:
     x, z = axes()
-    x = x + np.float32(rng.normal(0, 6)) * (z / 200)  # nobody stands quite straight
+    x = (x + np.float32(rng.normal(0, 6)) * (z / 200)).astype(np.float32)  # nobody stands quite straight
     half = float(rng.uniform(105, 150))  # of both lungs together
     top = float(rng.uniform(70, 125))
     bottom = top - half * rng.uniform(1.35, 2.15)

@@ -66,7 +66,7 @@ def read(path: Path) -> Float:
     if path.suffix == ".dcm":
         return read_film(read_header(path)).image
     with Image.open(path) as picture:
-        return np.asarray(picture.convert("L"), np.float32) / 255
+        return np.asarray(np.asarray(picture.convert("L")) / 255, np.float32)
 
 
 def of_film(name: str, film: Float, lungs: tuple[float, float, float, float]) -> Iterator[Trial]:

@@ -75,7 +75,7 @@ def main() -> int:
     status = NO_GPU if python is None else FAILED if any(row.fault for row in rows) else DONE
     why = {} if python else reasons
     if given.json:
-        print(json.dumps({**facts, "no_gpu": why, "rows": [asdict(row) for row in rows], "exit": status}, indent=1))
+        print(json.dumps({**facts, "unfit": why, "rows": [asdict(row) for row in rows], "exit": status}, indent=1))
     else:
         _show(facts, why, rows)
     return status
@@ -115,6 +115,7 @@ def _facts(python: Path | None) -> dict[str, Any]:
         "python": str(python) if python else None,
         "tensorrt": TensorRtBuilder(BuildSettings(interpreter=python)).library() if python else None,
         "gpu": None if gpu["reason"] else gpu,
+        "no_gpu": gpu["reason"],
     }
 
 
@@ -144,7 +145,9 @@ def _show(facts: dict[str, Any], why: dict[str, str], rows: Sequence[Row]) -> No
             print(f"| {' | '.join(_cell(getattr(row, name)) for name in names)} |")
         print()
     for python, reason in why.items():
-        print(f"no GPU: {reason}" if gpu is None else f"{python}: {reason}")
+        print(f"{python}: {reason}")
+    if gpu is None:
+        print(f"no GPU: {facts['no_gpu']}")
     if why:
         print(f"Nothing was run on a device. {'Plans were built for GPUs that are not here.' if rows else ''}".rstrip())
 

@@ -129,9 +129,9 @@ def _compare(model: Model, engine: ChildEngine, row: Row) -> None:
         for name, want in wanted.items():
             if got[name].shape != want.shape or not np.isfinite(got[name]).all():
                 raise ValueError(f"{golden.case}: {name} is no answer of this engine")
-            difference = np.abs(got[name].astype(np.float64) - want)
+            difference = np.abs(got[name].astype(np.float64) - want.astype(np.float64))
             row.max_difference = max(row.max_difference, float(difference.max(initial=0.0)))
-            if (difference > atol + rtol * np.abs(want)).any():
+            if (difference > atol + rtol * np.abs(want.astype(np.float64))).any():
                 raise ValueError(f"{golden.case}: {name} differs by {difference.max():.3g}, more than it may")
         row.golden_cases += 1
 

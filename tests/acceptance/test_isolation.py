@@ -88,7 +88,7 @@ def site(module_work: Path, lung_ct: Original, real_data: Path) -> Iterator[Site
                 results,
                 engines=engines("publish"),
                 series={"silence_s": {"CT": 1}},
-                analyse={"memory_mb": TOO_LITTLE_MB},
+                analyse={"memory_mb": TOO_LITTLE_MB, "failures": 0},  # it dies again and again, and goes on
             ),
         }
         appliances = {name: Appliance(module_work / name, config) for name, config in states.items()}

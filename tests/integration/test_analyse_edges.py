@@ -39,8 +39,9 @@ from appliance.states import Event, JobState, StepState
 from appliance.wiring import analysis
 from appliance.wiring.common import open_spool
 from appliance.wiring.engine_work import workshop
-from appliance.wiring.engines import EngineFacts, engine_store
+from appliance.wiring.engines import EngineFacts
 from appliance.wiring.plans import Plans
+from appliance.wiring.releases import engine_store
 from appliance.wiring.remotes import Remotes
 from appliance.wiring.team import Surroundings, Team
 from tests.journals import Hands, arrival, events, open_journal, receive
@@ -49,8 +50,8 @@ from tests.slices import ct_slice, film, save
 ENGINES = Path(__file__).resolve().parents[2] / "engines"
 DEADLINE_MS = 60_000
 SR_OWED = Owed(destination="pacs", urgency=Urgency.RESULT)
-NOTHING = np.zeros((1, 4), np.float32)
-CLIPPED = np.array([[0, 0, 0.9, 0]], np.float32)
+NOTHING = np.zeros((1, 10), np.float32)
+CLIPPED = np.array([[0, 0, 0, 0, 0, 0, 0.9, 0, 0, 0]], np.float32)
 
 
 class FullNow(Spool):
@@ -449,8 +450,8 @@ def test_a_new_version_of_an_engine_takes_over_what_the_old_one_owed(rig: Rig) -
     assert [(job.engine.partition("@")[2], job.state) for job in rig.jobs()] == [
         ("0.0.9", JobState.SUPERSEDED),
         ("0.0.9", JobState.SUPERSEDED),
-        ("0.1.0", JobState.REPORTED),
-        ("0.1.0", JobState.REPORTED),
+        ("0.2.0", JobState.REPORTED),
+        ("0.2.0", JobState.REPORTED),
     ]
     assert len(rig.results()) == 2
 
@@ -642,6 +643,10 @@ def test_an_engine_whose_files_were_altered_keeps_its_duties_and_does_not_serve(
         "on_duty": True,
         "publish": False,
         "reason": "",
+        "runtime": "",
+        "device": "",
+        "plan_sha256": "",
+        "degraded": "",
         "since": "monday",
     }
 
@@ -710,7 +715,7 @@ def test_a_golden_case_that_is_none_is_a_fault_of_the_engine_and_ends_nothing(
     if content == "other names":
         np.savez(case, film=NOTHING)
     elif content == "other shape":
-        np.savez(case, film=NOTHING, scores=np.zeros(4, np.float32))
+        np.savez(case, film=NOTHING, scores=np.zeros(10, np.float32))
     else:
         assert isinstance(content, bytes)
         case.write_bytes(content)

@@ -60,10 +60,11 @@ def test_without_a_gpu_it_says_why_and_builds_what_can_be_built(reason: str) -> 
     said = device_check("--engine", "cxr-acquisition", "--json", "--python", sys.executable)
     assert said.returncode == NO_GPU, said.stderr
     found = json.loads(said.stdout)
-    (why,) = found["no_gpu"].values()
+    (why,) = found["unfit"].values()
     if "no TensorRT" in why:
         missing(f"no TensorRT-RTX here: {why}")
     assert reason in why
+    assert found["no_gpu"] == reason
     assert (found["gpu"], found["tensorrt"], found["exit"]) == (None, None, NO_GPU)
     assert found["rows"]
     for row in found["rows"]:
@@ -76,9 +77,8 @@ def test_without_a_gpu_it_says_why_and_builds_what_can_be_built(reason: str) -> 
 def test_the_table_ends_with_the_reason(reason: str) -> None:
     said = device_check("--python", "/bin/false", "--engine", "cxr-acquisition")
     assert said.returncode == NO_GPU
-    assert "no GPU: the child ended with status 1" in said.stdout
-    assert said.stdout.endswith("Nothing was run on a device.\n")
-    assert reason
+    assert "/bin/false: the child ended with status 1" in said.stdout
+    assert said.stdout.endswith(f"no GPU: {reason}\nNothing was run on a device.\n")
 
 
 def test_the_script_hands_on_what_it_is_given() -> None:
@@ -126,7 +126,7 @@ def test_an_engine_that_answers_as_its_golden_cases_is_measured(model: Model, en
 )
 def test_an_engine_that_answers_wrongly_is_told(model: Model, answer: float, words: str) -> None:
     class Wrong(ChildEngine):
-        def infer(self, *_: object) -> dict[str, np.ndarray]:  # type: ignore[override] # of any question
+        def infer(self, *_: object) -> dict[str, np.ndarray]:
             return {"scores": np.full((1, 4), answer, np.float32)}
 
     with pytest.raises(ValueError, match=words):

@@ -134,7 +134,7 @@ def test_the_whole_way_of_a_release_and_back(site: Path, run: Run) -> None:
     ]
     told = run("trace", "films").out
     assert all(event in told for event in ("import", "validate", "verify", "activate", "retire", "shadow"))
-    assert run("trace", "other").code == 1
+    assert run("trace", "other").code == 2
 
 
 @pytest.mark.promise("P8")

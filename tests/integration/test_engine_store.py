@@ -213,6 +213,9 @@ def test_a_release_that_was_exchanged_for_another_whole_package_is_not_loaded(st
     write_package(named.folder, Recipe(id="others"))
     with pytest.raises(PackageInvalid, match="is the engine others"):
         store.load(named)
+    (named.folder / "model.onnx").write_bytes(b"altered")
+    assert taken(store) == named  # imported again, it is mended
+    assert store.load(named).key == "films@1.0.0"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 2}', b'{"active": "../../etc"}', b"[]"])

@@ -22,6 +22,7 @@ from appliance.runtimes.fallback import Preferred, WithFallback
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
 from tests.certificates import Authority, Paper
 from tests.kserve_double import Double, Model, serving
+from tests.waiting import eventually
 
 X = np.array([1, 2, 3, 4], np.float32)
 INPUT = TensorSpec(name="x", dtype="float32", shape=(4,))
@@ -344,11 +345,22 @@ def test_looking_for_the_server_gives_way_to_a_study(box: Box) -> None:
         check(engine, local=False)
 
 
+def is_called(port: int) -> bool:
+    """Whether somebody here holds a connection to this port, be it one that the other side has closed."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(int(line[2].rpartition(":")[2], 16) == port and line[3] in ("01", "08") for line in lines)
+
+
+def parted(port: int) -> None:
+    eventually(lambda: not is_called(port), 20, "the child knows that the server is gone")
+
+
 @pytest.mark.promise("P8")
 def test_a_server_that_was_restarted_is_verified_anew_before_it_serves(box: Box) -> None:
     with serving(double()) as port:
         engine = box.engine(port)
         check(engine, local=False)
+    parted(port)
     other = double(wrong)
     with serving(other, port):
         check(engine, local=True, words="it is not verified")
@@ -360,6 +372,7 @@ def test_a_connection_that_was_lost_is_none_of_the_servers_fault(box: Box) -> No
     with serving(double()) as port:
         engine = box.engine(port)
         check(engine, local=False)
+    parted(port)
     again = double()
     with serving(again, port):
         check(engine, local=False)

@@ -18,8 +18,8 @@ from appliance.ports import Array
 from appliance.stages.infer import Fault
 from appliance.states import EngineStage, Event, JobState
 from appliance.wiring.engine_work import workshop
-from appliance.wiring.engines import engine_store
 from appliance.wiring.plans import Plans
+from appliance.wiring.releases import engine_store
 from appliance.wiring.remotes import Remotes
 from appliance.wiring.team import HOUR_S, Surroundings, Team
 from tests.journals import STUDY, open_journal
@@ -204,7 +204,7 @@ def test_what_does_not_prove_itself_never_serves_and_the_one_before_goes_on(site
     assert (book.active, book.releases[named.release].stage) == (SHIPPED, EngineStage.REFUSED)
     assert "was rolled back to shipped: golden case golden/dark.npz: output scores differs" in book.alarm
     ((study, detail),) = site.said()
-    assert (study, detail["engine"]) == ("", ONE)
+    assert (study, detail["engine"]) == ("", "films")
     assert [loaded.closed for version, loaded in site.runtime.made if version == "1.0.0"] == [True]
 
 
@@ -223,8 +223,9 @@ def test_one_flipped_byte_is_found_when_it_is_taken_up_and_at_the_next_start(sit
     two = site.activate("2.0.0")
     team.look()
     assert list(team.loaded) == [TWO]
-    (two.folder / "model.onnx").write_bytes(raw)
+    (two.folder / "engine.yaml").write_bytes(b"\0" + (two.folder / "engine.yaml").read_bytes())
     assert list(site.start().loaded) == ["films@0.9.0"]
+    assert "engine.yaml" in site.store.book("films").alarm
 
 
 @pytest.mark.promise("P6")
@@ -270,7 +271,7 @@ def test_an_engine_that_fails_on_study_after_study_gives_way_to_the_one_before(s
     assert alarm == (
         f"{named} was rolled back to shipped: it failed on 5 studies in a row, the last time: it answered nonsense"
     )
-    assert site.said() == [(STUDY, {"engine": ONE, "release": named.release, "why": alarm})]
+    assert site.said() == [(STUDY, {"engine": "films", "release": named.release, "why": alarm})]
 
     assert team.mind(fault(5, "films@0.9.0")) == ["films@0.9.0"]
     assert (site.on_duty(), team.loaded) == (["films@0.9.0"], {})

@@ -28,7 +28,7 @@ def needs_onnx() -> None:
         missing("onnx (extra dev) is not installed")
 
 
-def said(likely: dict[str, float]) -> dict[str, float]:
+def said(likely: dict[str, float], *, flat_film: bool = False) -> dict[str, float]:
     """What the graph says where its network, of no weights but the last biases, finds these likelihoods."""
     flat = graph.CONVOLUTIONS[-1][1] * 16
     weights = {
@@ -44,6 +44,7 @@ def said(likely: dict[str, float]) -> dict[str, float]:
         weights[f"conv{index}_bias"] = np.zeros(outputs, np.float32)
     session = onnxruntime.InferenceSession(graph.build(weights), providers=["CPUExecutionProvider"])
     film = np.zeros((1, 1, graph.FILM, graph.FILM), np.float32)
+    film[..., : 0 if flat_film else graph.FILM // 2] = 1
     return dict(zip(graph.LABELS, (float(value) for value in session.run(None, {"film": film})[0][0]), strict=True))
 
 
@@ -57,10 +58,15 @@ def test_of_what_is_no_upright_chest_no_side_is_named(silencer: str) -> None:
 
 def test_what_is_unlikely_silences_nothing() -> None:
     found = said({"rotated": 0.39, "lung_clipped_left": 0.9, "lung_clipped_top": 0.7})
-    assert (found["lung_clipped_left"], found["lung_clipped_top"]) == (
-        pytest.approx(0.9, abs=1e-4),
-        pytest.approx(0.7, abs=1e-4),
-    )
+    assert found["lung_clipped_left"] == pytest.approx(0.9, abs=1e-4)
+    assert found["lung_clipped_top"] == pytest.approx(0.7, abs=1e-4)
+
+
+def test_a_flat_film_is_empty_whatever_the_network_takes_it_for() -> None:
+    found = said({"over_exposed": 0.9, "not_chest": 0.9, "inverted": 0.9}, flat_film=True)
+    assert found == {label: pytest.approx(float(label == "empty"), abs=1e-4) for label in graph.LABELS} | {
+        "lateral": pytest.approx(0.1, abs=1e-4),
+    }
 
 
 def small_bank(rng: np.random.Generator) -> Bank:
