@@ -27,14 +27,16 @@ from appliance.runtimes import plan_store
 from appliance.runtimes.channel import TensorSpec
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
 from appliance.states import Event
+from appliance.wiring.common import MB
 from appliance.wiring.compiler import Compiler, compiler
+from appliance.wiring.engine_timing import Measured, Progress, measure
 from appliance.wiring.releases import engine_store
 
-WARM_UPS = 2
-RUNS = 20
-MB = 1 << 20
+PLAN_GROWTH, PLAN_MB = 2, 16  # of a plan beside its model: what it may need on the disk
 
-Progress = Callable[[int, int], None]
+
+def unlimited(_: int) -> None:
+    """A `check_room` that lets everything be written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +48,6 @@ class Checked:
     runtime: str
     runtime_version: str
     device: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """How long the first golden case takes, in milliseconds inside the runtime, and how much memory."""
-
-    runs: int
-    p50_ms: float
-    p99_ms: float
-    peak_memory_mb: float  #: of the whole child
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +76,7 @@ class Workshop:
     runtime: ChildRuntime
     by: str
     compiler: Compiler | None = None  #: None: nothing is compiled here
+    check_room: Callable[[int], None] = unlimited  #: raises EngineRefused where so many bytes are wanted for images
 
     def check(self, named: Named, progress: Progress) -> list[Checked]:
         """Every model file, on ONNX Runtime on the processor: numbers within tolerances, and the same findings.
@@ -127,6 +120,7 @@ class Workshop:
         if self.compiler is None or reason:
             raise EngineRefused(f"{named} cannot be compiled here: {reason}. It goes on being served by the processor")
         builder, package = self.compiler.builder, self.store.load(named)
+        self.check_room(PLAN_GROWTH * package.model_path.stat().st_size + PLAN_MB * MB)
         folder = self.store.plans(named)
         plan = builder.build(package.model_path, package.model_sha256, folder, progress, deadline_s)
         with plan.path.open("rb") as file:
@@ -211,7 +205,7 @@ class Workshop:
             runtime_version=child.runtime_version,
             device=child.device,
             golden_cases=len(package.manifest.golden),
-            measured=_measure(package, child, progress),
+            measured=measure(package, child, progress),
             at=self.store.now(),
         )
 
@@ -233,7 +227,13 @@ class Workshop:
 
 
 def workshop(config: Config, by: str) -> Workshop:
-    return Workshop(store=engine_store(config), runtime=child_runtime(config), by=by, compiler=compiler(config))
+    return Workshop(
+        store=engine_store(config),
+        runtime=child_runtime(config),
+        by=by,
+        compiler=compiler(config),
+        check_room=check_room(config, config.store_dir),
+    )
 
 
 def child_runtime(config: Config) -> ChildRuntime:
@@ -279,42 +279,15 @@ def _fits(tensor: Tensor, spec: TensorSpec) -> bool:
     )
 
 
-def _measure(package: EnginePackage, child: ChildEngine, progress: Progress) -> Measured:
-    inputs, _ = golden.read_case(package, package.manifest.golden[0])
-    times = []
-    for number in range(WARM_UPS + RUNS):
-        progress(number, WARM_UPS + RUNS)
-        child.infer(inputs, golden.DEADLINE_S)
-        if number >= WARM_UPS:
-            times.append(child.last_run_ms)
-    progress(WARM_UPS + RUNS, WARM_UPS + RUNS)
-    times.sort()
-    return Measured(
-        runs=len(times),
-        p50_ms=round(times[len(times) // 2], 2),
-        p99_ms=round(times[min(len(times) - 1, int(0.99 * len(times)))], 2),
-        peak_memory_mb=round(_peak_bytes(child.pid) / MB, 1),
-    )
-
-
-def _peak_bytes(pid: int | None) -> int:
-    """VmHWM, see proc(5); 0 where it is not told."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
-
-
 def check_room(config: Config, folder: Path) -> Callable[[int], None]:
-    """An import must leave the reserve that images need (P5)."""
+    """What is kept of engines must leave the reserve that images need (P5)."""
 
     def check(size: int) -> None:
         room = os.statvfs(next(one for one in (folder, *folder.parents) if one.exists()))
         left = room.f_bavail * room.f_frsize - size - config.reserve.free_mb * MB
         if left < 0:
             raise EngineRefused(
-                f"the package needs {size / MB:.0f} MB, and {-left / MB:.0f} MB are wanting if the reserve for images"
+                f"it needs {size / MB:.0f} MB, and {-left / MB:.0f} MB are wanting if the reserve for images"
                 " is to be kept (reserve.free_mb): make room first"
             )
 

@@ -282,8 +282,8 @@ class Team:
                         break
                     continue
                 if not fault:
-                    self._children[post.child_key] = child
                     self._fronts[post.child_key] = self._front(post, child)
+                    self._children[post.child_key] = child
                     self._tested[post.child_key] = self._around.monotonic()
                     undo.pop_all()
                 break

@@ -288,6 +288,10 @@ def test_when_all_is_well_status_says_so(run: Run, site: Site) -> None:
             {"serves": True, "reason": "", "since": "", "device": "CPU (a test)", "degraded": "the server is away"},
             ["DEGRADED: ct-lesion@1: the server is away", "CPU (a test)"],
         ),
+        (
+            {"serves": True, "reason": "", "runtime": "tensorrt 10.3.0", "device": "Orin", "plan_sha256": "c" * 64},
+            ["tensorrt 10.3.0, plan cccccccccccc", "Orin"],
+        ),
     ],
 )
 def test_an_engine_that_does_not_serve_or_not_where_it_should_is_told(

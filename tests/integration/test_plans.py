@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from appliance.cli import main
 from appliance.config import Config
 from appliance.engine_package import load as load_package
 from appliance.engine_store.store import Named
@@ -42,14 +43,16 @@ class Site:
     """A box with a simulated GPU and one engine, which was compiled, verified and activated."""
 
     def __init__(self, folder: Path) -> None:
-        self.config = Config.model_validate(
-            {
-                "state": str(folder / "var"),
-                "engines_dir": str(folder / "engines"),
-                "engines": [{"id": "films", "mode": "publish"}],
-                "analyse": {"memory_mb": 600},
-            }
-        )
+        settings = {
+            "state": str(folder / "var"),
+            "engines_dir": str(folder / "engines"),
+            "engines": [{"id": "films", "mode": "publish"}],
+            "analyse": {"memory_mb": 600},
+            "reserve": {"free_mb": 1, "free_inodes": 0, "journal_mb": 1},
+        }
+        self.config = Config.model_validate(settings)
+        self.path = folder / "scanside.yaml"
+        self.path.write_text(json.dumps(settings))  # which YAML takes
         (folder / "engines").mkdir()
         (folder / "var").mkdir()
         self.folder = folder
@@ -152,7 +155,9 @@ def check(engine: WithFallback, *, on_plan: str = "", degraded: str = "") -> Non
 
 
 @pytest.mark.promise("P8")
-def test_what_is_compiled_and_verified_serves_from_its_plan_and_is_named(site: Site) -> None:
+def test_what_is_compiled_and_verified_serves_from_its_plan_and_is_named(
+    site: Site, capfd: pytest.CaptureFixture[str]
+) -> None:
     site.imported()
     plan = site.compiled()
     report = site.verified()
@@ -166,6 +171,9 @@ def test_what_is_compiled_and_verified_serves_from_its_plan_and_is_named(site: S
     assert (engine.runtime, engine.degraded) == ("simulated", "")  # before any study
     check(engine, on_plan=release.plan_sha256)
     assert site.builder.built == 1
+    with pytest.raises(SystemExit):
+        main(["engines", "list", "--config", str(site.path)])
+    assert f"simulated {report.runtime_version}, plan {release.plan_sha256[:12]}" in capfd.readouterr().out
 
 
 @pytest.mark.promise("P8")
@@ -183,6 +191,31 @@ def test_a_plan_that_is_not_verified_does_not_serve_until_it_is(site: Site) -> N
     site.verified()
     site.team.look()
     check(engine, on_plan=site.shop.store.book("films").releases[site.named.release].plan_sha256)
+
+
+@pytest.mark.promise("P12")
+def test_killed_between_a_build_and_its_proof_it_ends_in_the_same_place(site: Site) -> None:
+    site.activated()
+    site.builder.machine = replace(MACHINE, driver="550")
+    plan = site.compiled()
+    engine = site.start()
+    check(engine, degraded=f"{plan.name} is not verified")
+    site.rest()
+    check(engine, on_plan=site.shop.store.book("films").releases[site.named.release].plan_sha256)
+    assert (site.builder.built, site.history("analyse")) == (2, ["verify"])
+
+
+@pytest.mark.promise("P5")
+def test_room_that_images_need_is_not_taken_by_a_plan(site: Site) -> None:
+    site.activated()
+    site.builder.machine = replace(MACHINE, driver="550")
+
+    def none_left(_: int) -> None:
+        raise EngineRefused("make room first")
+
+    with pytest.raises(EngineRefused, match="make room first"):
+        replace(site.shop, check_room=none_left).build(site.named, lambda *_: None, BUILD_S)
+    assert site.builder.built == 1
 
 
 @pytest.mark.promise("P8")
