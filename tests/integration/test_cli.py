@@ -285,12 +285,16 @@ def test_when_all_is_well_status_says_so(run: Run, site: Site) -> None:
             ["AI OFF for ct-lesion@1: altered: model.onnx, since 2026-11-24T08:00:00+00:00"],
         ),
         (
-            {"serves": True, "reason": "", "since": "", "device": "CPU (a test)", "degraded": "the server is away"},
-            ["DEGRADED: ct-lesion@1: the server is away", "CPU (a test)"],
-        ),
-        (
-            {"serves": True, "reason": "", "runtime": "tensorrt 10.3.0", "device": "Orin", "plan_sha256": "c" * 64},
-            ["tensorrt 10.3.0, plan cccccccccccc", "Orin"],
+            {
+                "serves": True,
+                "reason": "",
+                "since": "",
+                "runtime": "tensorrt 10.3.0",
+                "device": "a GPU (a test)",
+                "plan_sha256": "c" * 64,
+                "degraded": "the server is away",
+            },
+            ["DEGRADED: ct-lesion@1: the server is away", "tensorrt 10.3.0, plan cccccccccccc", "a GPU (a test)"],
         ),
     ],
 )
