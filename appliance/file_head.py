@@ -11,7 +11,7 @@ from pathlib import Path
 from appliance.model import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 
 PREAMBLE = 128
-_SEALED = b"SCANSIDE"
+_SEALED, _SEALED_BEFORE = b"SCANSIDB", b"SCANSIDE"  # with BLAKE3; with SHA-256, as the first versions did
 _SEAL = struct.Struct(">8sQ32s")  # the word, bytes of the data set, their digest
 _LONG = (b"OB", b"UN", b"UT", b"OW")  # VRs with 32 bits of length that may stand in group 0002
 _LONGEST = 1 << 16  # bytes of group 0002 that are read back
@@ -48,16 +48,19 @@ def make_seal(size: int, digest: bytes) -> bytes:
 class Seal:
     size: int
     digest: bytes
+    former: bool = False  #: the digest is of the kind that the first versions took
 
 
 def read_seal(path: Path) -> Seal | None:
     """None: its writer never came to the end of it, or did not seal. Raises OSError."""
     with path.open("rb") as file:
         start = file.read(_SEAL.size)
-    if not start.startswith(_SEALED) or len(start) < _SEAL.size:
+    if len(start) < _SEAL.size:
         return None
-    _, size, digest = _SEAL.unpack(start)
-    return Seal(size=size, digest=digest)
+    word, size, digest = _SEAL.unpack(start)
+    if word not in (_SEALED, _SEALED_BEFORE):
+        return None
+    return Seal(size=size, digest=digest, former=word == _SEALED_BEFORE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

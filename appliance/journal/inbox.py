@@ -30,6 +30,9 @@ LONGEST_PAUSE_MS = 600_000
 #: Silence that closes a series of which the scanner named instances that never came: longer than any engine's deadline.
 MISSING_SILENCE_MS = 2 * 86_400_000
 
+#: Versions of one instance that are looked at one by one: more is no accident, and must not hold all writers up.
+NAMESAKES = 64
+
 Routes = Callable[[Arrival], Sequence[Owed]]
 Holds = Callable[[str], bool]  # whether the spool still has a file
 
@@ -53,11 +56,16 @@ def record(
 def _record(tx: Transaction, arrival: Arrival, owed: Sequence[Owed], holds: Holds) -> Recorded:
     namesakes = tx.sql(
         "SELECT id, digest, transfer_syntax_uid, study_instance_uid, series_instance_uid FROM instance"
-        " WHERE sop_instance_uid=?",
-        (arrival.sop_instance_uid,),
+        " WHERE sop_instance_uid=? LIMIT ?",
+        (arrival.sop_instance_uid, NAMESAKES),
     ).fetchall()
     same = (arrival.digest, arrival.transfer_syntax_uid)
     known = next((row for row in namesakes if (row["digest"], row["transfer_syntax_uid"]) == same), None)
+    if known is None and len(namesakes) == NAMESAKES:
+        known = tx.sql(
+            "SELECT id FROM instance WHERE sop_instance_uid=? AND digest=? AND transfer_syntax_uid=?",
+            (arrival.sop_instance_uid, *same),
+        ).fetchone()
     if known is None:
         return _new(tx, arrival, owed, namesakes)
     return _repeat(tx, arrival, owed, known["id"], redundant=_is_held(tx, known["id"], holds))

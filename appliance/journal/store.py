@@ -91,7 +91,7 @@ class Journal:
         self.process = process
         self._on_full = on_full
         self._failed = ""
-        self._durable = True  # as `_connect` has it: how the writer commits
+        self._durable: bool | None = True  # as `_connect` has it: how the writer commits
         self._closed = False
         self._turn = threading.Lock()
         self._local = threading.local()
@@ -119,6 +119,7 @@ class Journal:
                 raise StoreFailed(self._failed)
             try:
                 if durable is not self._durable:
+                    self._durable = None  # unknown, should anything come in between
                     self._writer.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                     self._durable = durable
                 self._writer.execute("BEGIN IMMEDIATE")
@@ -272,7 +273,10 @@ def _create(connection: sqlite3.Connection) -> None:
     if connection.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
         found = dict(connection.execute("SELECT key, value FROM meta").fetchall()).get("schema", "unknown")
         if found != SCHEMA_VERSION:
-            raise StoreFailed(f"the journal has schema {found}, this version needs {SCHEMA_VERSION}")
+            raise StoreFailed(
+                f"the journal has schema {found}, this version needs {SCHEMA_VERSION}: go back to the version that made"
+                " it, or have `scanside recover` make a new one from the spool"
+            )
         return
     schema = files("appliance.journal").joinpath("schema.sql").read_text()
     version = f"INSERT INTO meta VALUES ('schema', '{SCHEMA_VERSION}');"

@@ -10,9 +10,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from appliance.digest import digest_of_rest
+from appliance.digest import digest_of_rest, former_digest_of_rest
 from appliance.dimse.header import Part10, part10, read_header, walk_to_end
 from appliance.disk import SHORTAGE, forget_pages
 from appliance.errors import StoreFailed
@@ -152,15 +152,16 @@ def _checked(path: Path) -> tuple[Part10, bytes]:
     if sealed is not None and sealed.size != stored.size:
         raise ValueError("the data set is cut short")
     digest = _digest(stored)
-    if sealed is not None and sealed.digest != digest:
+    written = _digest(stored, former_digest_of_rest) if sealed is not None and sealed.former else digest
+    if sealed is not None and sealed.digest != written:
         raise ValueError("the data set is not what was written")
     return stored, digest
 
 
-def _digest(stored: Part10) -> bytes:
+def _digest(stored: Part10, take: Callable[[BinaryIO], bytes] = digest_of_rest) -> bytes:
     with stored.path.open("rb") as file:
         file.seek(stored.data_set_offset)
-        return digest_of_rest(file)
+        return take(file)
 
 
 def _restored(recovery: Recovery, file: str, quarantined: list[str]) -> Restored | None:

@@ -1,11 +1,13 @@
 """Recovery from a disk that is dying, too: one file that cannot be read must not cost all others."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
 from appliance.config import Config
+from appliance.digest import digest_of
 from appliance.errors import ScansideError
 from appliance.file_head import file_head, make_seal
 from appliance.journal.store import Journal
@@ -42,13 +44,13 @@ def test_what_the_disk_cannot_read_any_more_is_put_aside(tmp_path: Path) -> None
     assert received.files() == ["received/000000/00001.dcm"]
 
 
-def recovered(tmp_path: Path, *files: bytes) -> tuple[Recovered, list[tuple[str, str]]]:
+def recovered(tmp_path: Path, *files: bytes, former: bool = False) -> tuple[Recovered, list[tuple[str, str]]]:
     """What is made of these data sets, each sealed in the spool; and the events of history with their UIDs."""
     received, results = (Spool(tmp_path / "spool", area, LIMITS) for area in ("received", "results"))
     for number, content in enumerate(files, 1):
         file = received.begin(file_head(CT_IMAGE, f"{SERIES}.{number}", EXPLICIT, "CT01"))
         file.write([memoryview(content)])
-        file.seal(make_seal(file.size, file.digest))
+        file.seal(former_seal(content) if former else make_seal(file.size, file.digest))
         file.finish()
         path = received.path(file.name)
         if number == 2:
@@ -71,6 +73,23 @@ def recovered(tmp_path: Path, *files: bytes) -> tuple[Recovered, list[tuple[str,
     told = [tuple(row) for row in journal.query("SELECT sop_instance_uid, event FROM history ORDER BY id")]
     journal.close()
     return done, told
+
+
+def former_seal(content: bytes) -> bytes:
+    """As the first versions wrote it."""
+    return b"SCANSIDE" + len(content).to_bytes(8, "big") + hashlib.sha256(content).digest()
+
+
+@pytest.mark.promise("P12")
+@pytest.mark.promise("P4")
+def test_what_a_former_version_kept_is_owed_again_and_known_by_the_new_digest(tmp_path: Path) -> None:
+    done, told = recovered(tmp_path, data_set(1), data_set(2), data_set(3), former=True)
+    assert (done.instances, len(done.quarantined)) == (1, 2)  # the second is cut short, the third altered
+    assert (f"{SERIES}.1", "received") in told
+    journal = Journal(tmp_path / "j", "test")
+    (row,) = journal.query("SELECT digest FROM instance")
+    journal.close()
+    assert row["digest"] == digest_of(data_set(1))
 
 
 @pytest.mark.promise("P12")

@@ -155,6 +155,17 @@ class Courier:
             return None
         return self._way.used_at + (self._rests_s() if self._way.taken else LINGER_S) - time.monotonic()
 
+    def pause_s(self) -> float | None:
+        """For how long to wait at most before `close_rested` is asked again; None: for ever."""
+        left = self.linger_s()
+        return None if left is None else min(LINGER_S, max(left, 0.0))
+
+    def close_rested(self) -> None:
+        """End a session that was not used for as long as it is kept."""
+        left = self.linger_s()
+        if left is not None and left <= 0:
+            self.close()
+
     def close_unused(self) -> None:
         """End a session on which nothing was answered yet: where a PACS takes one at a time, another waits for that."""
         if self._way is not None and not self._way.taken:

@@ -143,11 +143,10 @@ class Crew:
         courier = Courier(self._bag, self.under_way, rests_s)
         try:
             while not self._stopping.is_set():
-                if express.due.wait(LINGER_S if courier.has_way else None):
+                if express.due.wait(courier.pause_s()):
                     express.due.clear()
                     self._overtake(courier, express)
-                elif (courier.linger_s() or 0.0) <= 0:
-                    courier.close()
+                courier.close_rested()  # woken or not: where images come in all the time, no second is quiet
         finally:
             courier.close()
 
@@ -163,8 +162,9 @@ class Crew:
                 break
             delivery = self._of_desk(self._bag.desk.claim, express.least)
             if delivery is None:  # the lane's own has it, and may have to open another association for it
+                self._bag.note()
                 courier.close_unused()
-                break
+                return
             if not self._carry(courier, delivery):
                 break
         self._bag.note()
@@ -207,6 +207,7 @@ class Crew:
             return False
         delivery = self._of_desk(self._bag.desk.claim, least)
         if delivery is None:
+            courier.close_unused()
             return False
         self._count(1)
         try:
@@ -221,8 +222,9 @@ class Crew:
     def _rest(self, courier: Courier) -> None:
         """Until there may be something to do."""
         with self._images:
-            if not self._stopping.is_set() and not self._images.wait(LINGER_S if courier.has_way else None):
-                courier.close()
+            if not self._stopping.is_set():
+                self._images.wait(courier.pause_s())
+        courier.close_rested()
 
     def _may_go(self) -> bool:
         return self._going() and not self._stopping.is_set() and time.monotonic() >= self._alone_until

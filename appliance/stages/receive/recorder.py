@@ -51,9 +51,10 @@ class Recorder:
         """Blocks until the arrival is committed durably. Raises OutOfResources or StoreFailed."""
         mine = _Waiting(arrival)
         with self._lock:
-            self._line.append(mine)
-            if self._line[0] is not mine:
+            if self._line:  # made before it stands in the line: what cannot wait there would stop all others
                 mine.turn = threading.Condition(self._lock)
+            self._line.append(mine)
+            if mine.turn is not None:
                 mine.turn.wait_for(lambda: mine.done or self._line[0] is mine)
             batch = [] if mine.done else list(islice(self._line, BATCH))
         if batch:
