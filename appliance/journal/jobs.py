@@ -332,6 +332,7 @@ def _write_outcome(tx: Transaction, job: Job, outcome: Outcome) -> None:
         late=outcome.late,
         runtime=outcome.engine.runtime,
         device=outcome.engine.device,
+        plan_sha256=outcome.engine.plan_sha256,
         degraded=outcome.engine.degraded,
         timings_ms=outcome.timings_ms,
     )

@@ -52,6 +52,9 @@ class Loaded:
             raise RuntimeFailed(Reason.ENGINE_FAILED, self.why_not)
         return {"scores": np.array([[inputs["film"].mean() + self.bias]], np.float32)}
 
+    def doubt(self, why: str) -> None:
+        """There is no other to ask."""
+
     def close(self) -> None:
         self.closed = True
 
