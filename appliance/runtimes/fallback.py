@@ -120,6 +120,8 @@ class WithFallback:
     def tend(self, cancelled: Cancelled = _never) -> None:
         """Find out whether what is preferred serves, if that is not known: when there is time. Raises nothing."""
         wanted = self._wanted
+        if self._is_here:
+            self._here(self._why)  # the engine here may run somewhere else by now
         if wanted is None or self.wrong or self._is_verified() or time.monotonic() < self._rests_until:
             return
         try:

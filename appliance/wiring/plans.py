@@ -21,6 +21,7 @@ from appliance.engine_store.store import Named
 from appliance.errors import (
     CertificateUnusable,
     EngineRefused,
+    IllegalTransition,
     OutOfResources,
     PackageInvalid,
     PlanRefused,
@@ -186,6 +187,7 @@ class Plans:
         except (
             CertificateUnusable,
             EngineRefused,
+            IllegalTransition,  # the release was refused while its plan was built
             OutOfResources,
             PackageInvalid,
             PlanRefused,
