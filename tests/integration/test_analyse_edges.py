@@ -272,6 +272,17 @@ def test_an_answer_that_means_nothing_is_doubted_so_that_another_may_be_asked(ri
     assert job.outcome.conclusion is Conclusion.FINDING
 
 
+@pytest.mark.promise("P8")
+def test_the_plan_that_ran_is_named_in_outcome_and_report(rig: Rig) -> None:
+    rig.fake.answer, rig.fake.plan_sha256 = lambda: CLIPPED, "c" * 64
+    rig.arrive(a_film())
+    rig.run()
+    (job,) = rig.jobs()
+    assert job.outcome is not None
+    assert job.outcome.engine.plan_sha256 == "c" * 64
+    assert f"plan sha256: {'c' * 64}" in words_of(rig.results()[0])
+
+
 @pytest.mark.promise("P6")
 def test_an_answer_after_the_deadline_is_told_and_says_that_it_is_late(rig: Rig) -> None:
     def slow() -> Array:
