@@ -6,6 +6,7 @@ The simulated GPU is ONNX Runtime, and a plan is an ONNX model: what is proved h
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -19,14 +20,19 @@ from appliance.cli import main
 from appliance.config import Config
 from appliance.engine_package import load as load_package
 from appliance.engine_store.store import Named
-from appliance.errors import EngineRefused
+from appliance.errors import EngineRefused, RuntimeFailed
+from appliance.runtimes.builder import BuildSettings, TensorRtBuilder
 from appliance.runtimes.fallback import WithFallback
+from appliance.runtimes.plan_store import RTX
+from appliance.runtimes.process import ChildRuntime, ChildSettings
 from appliance.states import EngineStage, Event
+from appliance.wiring.compiler import Compiler
 from appliance.wiring.engine_work import Workshop, workshop
 from appliance.wiring.plans import GIVES_WAY, Plans
 from appliance.wiring.remotes import Remotes
 from appliance.wiring.team import Surroundings, Team
 from tests.journals import open_journal
+from tests.missing import missing
 from tests.packages import Kind, Recipe, brightness, film_of, misbehaving, write_package
 from tests.simulated_gpu import MACHINE, SimulatedBuilder, simulated
 
@@ -413,3 +419,25 @@ def test_what_was_never_compiled_costs_no_look_at_a_gpu(site: Site) -> None:
     site.shop.store.activate(site.named, "alice")
     check(site.start())
     assert (site.builder.probed, site.builder.built) == (0, 0)
+
+
+def test_a_plan_of_the_real_compiler_that_cannot_run_here_is_kept_and_not_verified(site: Site) -> None:
+    """TensorRT-RTX builds it without a GPU; nothing here runs it."""
+    builder = TensorRtBuilder(BuildSettings(compute_capabilities=("SM89",)))
+    try:
+        library = builder.library()
+    except RuntimeFailed as error:
+        missing(f"no TensorRT-RTX: {error}")
+    if not library.endswith(RTX):
+        missing(f"TensorRT {library} needs a GPU to build; TensorRT-RTX is what builds without one")
+    site.imported()
+    runtime = ChildRuntime(ChildSettings(interpreter=Path(sys.executable), runtime="tensorrt"))
+    if not (reason := runtime.probe()):
+        pytest.skip("here a GPU runs it: scripts/device_check proves that")
+    shop = replace(site.shop, compiler=Compiler(builder=builder, runtime=runtime))
+    plan = shop.build(site.named, lambda *_: None, BUILD_S)
+    with pytest.raises(EngineRefused, match=f"{plan.path.name}, the plan of films@.*, does not run: ") as told:
+        shop.verify(site.named, lambda *_: None)
+    assert reason in str(told.value)
+    assert plan.path.exists()
+    assert site.named.stage is EngineStage.BUILT
