@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.config import Config
+from appliance.digest import digest_of
 from appliance.dimse.header import part10
 from appliance.life import Life
 from appliance.wiring import receive
@@ -39,6 +40,14 @@ class Verdict:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bytes:
+    """Of a data set in a file, in hex; both empty where there is no file, "torn" where it is not even a beginning."""
+
+    sent: str  #: SHA-256, as the ledger has it: none of the product's code took that
+    known: str  #: as the journal has it
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     sop_instance_uid: str
@@ -52,13 +61,14 @@ def examine(config: Config, ledger: Ledger, scratch: Path, *, swept: bool = Fals
         rows, sound = _rows(config.journal_path, scratch)
     except sqlite3.DatabaseError:
         return Verdict(lost=frozenset(ledger), sound=False)
-    digests = {row.file: _digest(config.spool_dir / row.file) for row in rows}
+    found = {row.file: _bytes(config.spool_dir / row.file) for row in rows}
     held = {row.sop_instance_uid: row for row in rows}
-    lost = {uid for uid in ledger if uid not in held or not digests[held[uid].file]}
-    torn = {uid for uid in ledger.keys() - lost if not ledger[uid] == held[uid].digest == digests[held[uid].file]}
-    half = {row.file for row in rows if row.digest != digests[row.file] and row.sop_instance_uid not in ledger}
+    lost = {uid for uid in ledger if uid not in held or not found[held[uid].file].sent}
+    right = {uid: _Bytes(sent=ledger[uid], known=held[uid].digest) for uid in ledger.keys() - lost}
+    torn = {uid for uid, content in right.items() if found[held[uid].file] != content}
+    half = {row.file for row in rows if row.digest != found[row.file].known and row.sop_instance_uid not in ledger}
     if swept:
-        half |= {file for file in _files(config.spool_dir) if file not in digests}
+        half |= {file for file in _files(config.spool_dir) if file not in found}
     return Verdict(lost=frozenset(lost), torn=frozenset(torn), half_visible=frozenset(half), sound=sound)
 
 
@@ -82,15 +92,15 @@ def _rows(journal: Path, scratch: Path) -> tuple[list[_Row], bool]:
     return [_Row(uid, digest.lower(), file) for uid, digest, file in found], sound
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of the data set in a file; "" where there is no file, "torn" where it is not even a beginning of one."""
+def _bytes(path: Path) -> _Bytes:
     try:
         offset = part10(path).data_set_offset
     except FileNotFoundError:
-        return ""
+        return _Bytes(sent="", known="")
     except ValueError:
-        return "torn"
-    return hashlib.sha256(path.read_bytes()[offset:]).hexdigest()
+        return _Bytes(sent="torn", known="torn")
+    data = path.read_bytes()[offset:]
+    return _Bytes(sent=hashlib.sha256(data).hexdigest(), known=digest_of(data).hex())
 
 
 def _files(spool: Path) -> Iterator[str]:
