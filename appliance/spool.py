@@ -60,6 +60,11 @@ class Incoming:
         """To read back what was written, until `finish` or `discard`."""
         return self._fd
 
+    def check_there(self) -> None:
+        """Raises StoreFailed where somebody has removed it meanwhile: there is nothing to acknowledge then."""
+        if not os.fstat(self._fd).st_nlink:
+            raise StoreFailed(f"{self.name} was removed while it was written")
+
     @property
     def digest(self) -> bytes:
         """Of the data set so far."""

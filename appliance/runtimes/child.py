@@ -47,7 +47,8 @@ MAX_DETAIL = 500
 MAX_NOTE = 200
 MAX_WRITE = 1 << 30
 QUIET_S = 3.0
-RUNTIMES = ("onnx", "tensorrt", "kserve", "plan_build")
+RUNTIMES = ("onnx", "tensorrt", "kserve")
+BACKENDS = (*RUNTIMES, "plan_build")  # what builds plans is started, asked and limited like what runs them
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38  # prctl(2)
 
@@ -250,7 +251,7 @@ def open_wire() -> Wire:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Runs one engine; started by scanside, not by hand.")
-    parser.add_argument("--runtime", choices=RUNTIMES, required=True)
+    parser.add_argument("--runtime", choices=BACKENDS, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--memory-mb", type=int, required=True)
     options = parser.parse_args()

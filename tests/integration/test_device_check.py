@@ -127,7 +127,7 @@ def test_an_engine_that_answers_as_its_golden_cases_is_measured(model: Model, en
 def test_an_engine_that_answers_wrongly_is_told(model: Model, answer: float, words: str) -> None:
     class Wrong(ChildEngine):
         def infer(self, *_: object) -> dict[str, np.ndarray]:
-            return {"scores": np.full((1, 4), answer, np.float32)}
+            return {"scores": np.full((1, len(model.package.manifest.labels)), answer, np.float32)}
 
     with pytest.raises(ValueError, match=words):
         examine(model, Wrong(onnx(), model.path, model.sha256), Row(engine=model.name), 1)

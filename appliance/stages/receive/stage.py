@@ -64,6 +64,7 @@ class _DataSet:
         return SUCCESS
 
     def _header(self) -> Header:
+        self._file.check_there()
         try:
             return read_header_fd(self._file.fd, self._file.data_set_offset, self._context.transfer_syntax)
         except OSError as error:
