@@ -191,6 +191,7 @@ def test_a_wrong_wall_clock_changes_labels_only(tmp_path: Path, name: str) -> No
 LOOKS_AT_THE_WALL = {
     "journal/clock.py": "the label of each line of history",
     "config/examination.py": "certificates run out by it",
+    "engine_store/store.py": "the label of each step of a release",
     "cli/situation.py": "certificates run out by it",
     "cli/rehearse.py": "the date on a report",
     "wiring/lanes.py": "hours of pace and of images are the site's",
