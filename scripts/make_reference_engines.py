@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from reference_engines import ct_lesion, cxr_acquisition  # noqa: E402
+from reference_engines import ball_filter, cxr_acquisition  # noqa: E402
 
 from appliance import phantom  # noqa: E402 - runs from a checkout that is not installed
 from appliance.engine_ops import CropToMask, Letterbox, LungHull, PercentileWindow, Resample  # noqa: E402
@@ -73,7 +73,7 @@ def main() -> int:
 def engines() -> list[Engine]:
     with tempfile.TemporaryDirectory() as folder:
         return [
-            Engine(id="ct-lesion", model=ct_lesion.build(), cases={"phantom": ct_case(Path(folder))}),
+            Engine(id="ct-lesion", model=ball_filter.build(), cases={"phantom": ct_case(Path(folder))}),
             Engine(id="cxr-acquisition", model=cxr_acquisition.build(), cases=cxr_cases(Path(folder))),
         ]
 
@@ -84,7 +84,7 @@ def ct_case(folder: Path) -> Arrays:
     stack = geometry.stack([read_header(path) for path in truth.files])
     source = volume.build(stack, folder)
     steps = (
-        Resample(op="resample", spacing_mm=ct_lesion.SPACING_MM),
+        Resample(op="resample", spacing_mm=ball_filter.SPACING_MM),
         LungHull(op="lung_hull", output="lung"),
         CropToMask(op="crop_to_mask", mask="lung", multiple_of=4),
     )
