@@ -19,7 +19,7 @@ Random = np.random.Generator
 SIZE = 48  #: voxels along each axis
 STRIDE = 2  #: voxels of the image per element of the answer
 MARGIN = 8  #: voxels from the edge within which no lesion's centre lies
-CLOSE_VOXELS = 12  #: a lesion of one voxel weighs 12^0.5 times as much per voxel as one of 12
+FAIR = 30  #: a lesion weighs as much as so many elements of background, whatever its size
 SLICES_MM = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 
 
@@ -89,7 +89,7 @@ def _with_lesions(rng: Random, clean: Float, hull: Mask, known: Mask) -> tuple[F
         count = max(1.0, np.count_nonzero(seen) / STRIDE**3)
         level[window] = np.where(seen, lesion.level, level[window])
         radius[window] = np.where(seen, size, radius[window])
-        weight[window] = np.where(seen, np.clip((CLOSE_VOXELS / count) ** 0.5, 0.3, 4.0), weight[window])
+        weight[window] = np.where(seen, np.clip(FAIR / count, 0.02, 10.0), weight[window])
     return hu, level, radius, weight
 
 
