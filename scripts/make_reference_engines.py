@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Write the packages of the two reference engines, or check that the committed ones are what this writes.
 
-The graphs come from reference_engines/ (formulas, no training), the golden cases from the phantom, the hashes of all
-files go into each engine.yaml. Texts (CARD.md, engine.yaml but for its hashes) are written by hand and stay.
+The graph of cxr-acquisition comes from reference_engines/ (formulas, no training); the model of ct-lesion is the one
+that train_ct_lesion.py left in its folder. The FP16 variants, the golden cases (from the phantom) and the hashes of all
+files are made here. Texts (CARD.md, engine.yaml but for its hashes) are written by hand and stay.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from reference_engines import ball_filter, cxr_acquisition  # noqa: E402
+from ct_lesion_training.backgrounds import SPACING_MM  # noqa: E402
+from reference_engines import cxr_acquisition, half  # noqa: E402
 
 from appliance import phantom  # noqa: E402 - runs from a checkout that is not installed
 from appliance.engine_ops import CropToMask, Letterbox, LungHull, PercentileWindow, Resample  # noqa: E402
@@ -44,11 +46,15 @@ Arrays = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """What is generated of one package: the model, and the inputs of each golden case."""
+    """What is generated of one package: the model and its variants by file name, the inputs of each golden case."""
 
     id: str
-    model: bytes
+    models: dict[str, bytes]
     cases: dict[str, Arrays]
+
+    @property
+    def model(self) -> bytes:
+        return self.models["model.onnx"]
 
 
 def main() -> int:
@@ -59,7 +65,7 @@ def main() -> int:
     parser.add_argument("--engines", type=Path, default=ROOT / "engines", metavar="DIR", help="default: %(default)s")
     arguments = parser.parse_args()
     problems: list[str] = []
-    for engine in engines():
+    for engine in engines((arguments.engines / "ct-lesion" / "model.onnx").read_bytes()):
         folder = arguments.engines / engine.id
         if arguments.check:
             problems += check(engine, folder)
@@ -70,23 +76,34 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def engines() -> list[Engine]:
+def engines(lesion: bytes) -> list[Engine]:
+    halved = {"model.onnx": lesion, "model.fp16.onnx": half.build(lesion)}
     with tempfile.TemporaryDirectory() as folder:
         return [
-            Engine(id="ct-lesion", model=ball_filter.build(), cases={"phantom": ct_case(Path(folder))}),
-            Engine(id="cxr-acquisition", model=cxr_acquisition.build(), cases=cxr_cases(Path(folder))),
+            Engine(id="ct-lesion", models=halved, cases=ct_cases(Path(folder))),
+            Engine(
+                id="cxr-acquisition",
+                models={"model.onnx": cxr_acquisition.build()},
+                cases=cxr_cases(Path(folder)),
+            ),
         ]
 
 
-def ct_case(folder: Path) -> Arrays:
-    """A cube of the phantom around its second nodule, as the model gets it, in whole HU."""
+def ct_cases(folder: Path) -> dict[str, Arrays]:
+    """The same cube of the phantom with its second nodule and without."""
     truth = phantom.write_ct(folder / "ct", SEED)
-    stack = geometry.stack([read_header(path) for path in truth.files])
+    empty = phantom.write_ct(folder / "empty", SEED, nodules=())
+    return {"phantom": ct_case(truth, truth, folder), "empty": ct_case(empty, truth, folder)}
+
+
+def ct_case(written: phantom.Truth, truth: phantom.Truth, folder: Path) -> Arrays:
+    """A cube of what was written around the second nodule of `truth`, as the model gets it, in whole HU."""
+    stack = geometry.stack([read_header(path) for path in written.files])
     source = volume.build(stack, folder)
     steps = (
-        Resample(op="resample", spacing_mm=ball_filter.SPACING_MM),
+        Resample(op="resample", spacing_mm=SPACING_MM),
         LungHull(op="lung_hull", output="lung"),
-        CropToMask(op="crop_to_mask", mask="lung", multiple_of=4),
+        CropToMask(op="crop_to_mask", mask="lung", margin_mm=24.0, multiple_of=16),
     )
     image = preprocess.run(steps, source.hu, source.voxel_mm)
     centre = np.array(truth.nodules[1].centre_mm)[::-1] - np.array(stack.to_patient((0, 0, 0)))[::-1]
@@ -113,7 +130,8 @@ def cxr_cases(folder: Path) -> dict[str, Arrays]:
 
 def write(engine: Engine, folder: Path) -> None:
     (folder / "golden").mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(engine.model)
+    for name, model in engine.models.items():
+        (folder / name).write_bytes(model)
     for name, inputs in engine.cases.items():
         content = io.BytesIO()
         np.savez_compressed(content, **inputs, **answers(engine.model, inputs))  # type: ignore[arg-type]
@@ -124,8 +142,9 @@ def write(engine: Engine, folder: Path) -> None:
 
 def check(engine: Engine, folder: Path) -> list[str]:
     problems = []
-    if (folder / "model.onnx").read_bytes() != engine.model:
-        problems.append(f"{engine.id}: model.onnx is not what the script writes")
+    for name, model in engine.models.items():
+        if not (folder / name).exists() or (folder / name).read_bytes() != model:
+            problems.append(f"{engine.id}: {name} is not what the script writes")
     for name, inputs in engine.cases.items():
         wanted = {**inputs, **answers(engine.model, inputs)}
         with np.load(folder / "golden" / f"{name}.npz", allow_pickle=False) as case:

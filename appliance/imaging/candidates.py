@@ -14,9 +14,9 @@ SHELL_MM = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """`index` (z, y, x) on the model's grid; `score` after marking down."""
+    """`index` (z, y, x; fractions allowed) on the model's grid; `score` after marking down."""
 
-    index: tuple[int, int, int]
+    index: tuple[float, ...]
     radius_mm: float
     score: float
 
@@ -32,22 +32,20 @@ class ScoreVolume:
     voxel_mm: tuple[float, ...]
 
 
-def find(volume: ScoreVolume, threshold: float, solid_hu: float | None) -> list[Candidate]:
-    """Candidates with a score of at least `threshold`, best first. Without `solid_hu` none is marked down."""
+def find(volume: ScoreVolume, threshold: float, solid_hu: float) -> list[Candidate]:
+    """Candidates with a score of at least `threshold`, best first."""
     found = []
     for index in _peaks(volume, threshold):
-        radius, score = float(volume.radius_mm[index]), float(volume.score[index])
-        if solid_hu is not None:
-            score *= _isolation(volume, index, radius, solid_hu) ** 2
+        radius = float(volume.radius_mm[index])
+        score = float(volume.score[index]) * _isolation(volume, index, radius, solid_hu) ** 2
         if score >= threshold:
             found.append(Candidate(index=index, radius_mm=radius, score=score))
     return sorted(found, key=lambda item: (-item.score, item.index))
 
 
 def _peaks(volume: ScoreVolume, threshold: float) -> list[tuple[int, int, int]]:
-    """Voxels above the threshold and no less than their neighbours, best first, a radius away from every better one."""
-    highest = ndimage.maximum_filter(volume.score, 3, mode="nearest")
-    places = np.argwhere((volume.score >= threshold) & (volume.score == highest))
+    """Voxels above the threshold, best first, each at least a radius away from every better one."""
+    places = np.argwhere(volume.score >= threshold)
     scores = volume.score[tuple(places.T)]
     radii = volume.radius_mm[tuple(places.T)]
     peaks: list[tuple[int, int, int]] = []

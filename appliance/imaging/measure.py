@@ -40,6 +40,7 @@ class Seed:
     radius_mm: float
     hull: NDArray[np.float32]
     grid: Grid
+    reach: float = REACH
 
 
 def measure(volume: Volume, seed: Seed, solid_hu: float) -> Measured | None:
@@ -47,7 +48,7 @@ def measure(volume: Volume, seed: Seed, solid_hu: float) -> Measured | None:
 
     A mass that fell out of the hull for the most part is bounded by the seed's radius instead.
     """
-    reach_mm = REACH * seed.radius_mm + 2
+    reach_mm = seed.reach * seed.radius_mm + 2
     window, squares = ball_window(volume.hu.shape, seed.centre, volume.voxel_mm, reach_mm)
     region, own = _in_hull(seed, window), squares <= seed.radius_mm**2
     if np.count_nonzero(region & own) < OUTSIDE * np.count_nonzero(own):

@@ -17,7 +17,7 @@ from appliance.model import Finding
 from ct_lesion_training.froc import Candidate
 
 MOST = 50  #: candidates of a scan
-FAINTEST = 0.02
+FAINTEST = 0.2
 
 FILTER_STEPS: tuple[PreprocessOp, ...] = (
     Resample(op="resample", spacing_mm=ball_filter.SPACING_MM),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from appliance.engine_manifest import Label
 from appliance.engine_ops import LabelScores, LesionCandidates
 from appliance.errors import RuntimeFailed
-from appliance.imaging import candidates, findings, geometry, volume
+from appliance.imaging import blobs, candidates, findings, geometry, volume
 from appliance.imaging.candidates import ScoreVolume
 from appliance.imaging.film import Film, read_film
 from appliance.imaging.grid import identity
@@ -69,14 +69,36 @@ def test_what_runs_on_into_something_larger_is_marked_down() -> None:
     assert free.score == pytest.approx(0.9)
     assert fed.score > 0.95 * free.score
     assert grown.score < 0.6 * free.score
-    assert candidates.find(scored(((20, 20, 20), 0.9, 8.0), solid=wall), 0.1, None)[0].score == pytest.approx(0.9)
+    assert blobs.find(scored(((20, 20, 20), 0.9, 8.0), solid=wall), 0.1)[0].score == pytest.approx(0.9)
 
 
-def test_the_flank_of_a_peak_is_no_peak() -> None:
-    """A lesion longer than its radius has high scores beyond it."""
+def test_a_blob_is_one_candidate_however_long_it_is() -> None:
     volume = scored(((20, 20, 20), 0.9, 6.0))
     volume.score[20, 20, 20:30] = np.linspace(0.9, 0.5, 10)
-    assert len(candidates.find(volume, 0.4, None)) == 1
+    assert len(blobs.find(volume, 0.4)) == 1
+
+
+def test_equal_peaks_about_a_lesion_between_coarse_elements_are_one_in_its_middle() -> None:
+    volume = scored(((10, 10, 10), 0.0, 2.0))
+    volume.score[18:22, 18:22, 18:22] = 0.7
+    volume.score[19:21, 19:21, 19:21] = 0.2
+    found = blobs.find(volume, 0.4)
+    assert [item.index for item in found] == [pytest.approx((19.5, 19.5, 19.5), abs=0.1)]
+
+
+def test_a_radius_far_from_the_extent_of_the_scores_is_drawn_to_it() -> None:
+    volume = scored(((20, 20, 20), 0.9, 12.0))
+    volume.radius_mm[:] = 6.0
+    assert blobs.find(volume, 0.4)[0].radius_mm == 6.0
+    volume.radius_mm[:] = 40.0
+    assert 6.0 < blobs.find(volume, 0.4)[0].radius_mm < 8.0
+    volume.radius_mm[:] = 2.0
+    assert 3.0 < blobs.find(volume, 0.4)[0].radius_mm < 6.0
+
+
+def test_two_blobs_are_ranked() -> None:
+    found = blobs.find(scored(((10, 10, 10), 0.6, 6.0), ((30, 28, 26), 0.9, 8.0)), 0.4)
+    assert [item.index for item in found] == [pytest.approx((30, 28, 26)), pytest.approx((10, 10, 10))]
 
 
 def test_nothing_above_the_threshold_is_nothing() -> None:
@@ -217,7 +239,8 @@ def test_of_one_lung_alone_no_side_is_told(tmp_path: Path) -> None:
 
 def test_what_is_not_solid_is_dropped_unless_the_model_has_learnt_it(tmp_path: Path) -> None:
     case = Case(tmp_path, (2.0, 0.7, 0.7), ((12, 30, 40), 8.0))
-    case.volume.hu[case.volume.hu == SOLID] = -600
+    inside = case.volume.hu == SOLID
+    case.volume.hu[inside], case.outputs["score"][0, 0, inside], case.outputs["radius"][:] = -600, 0.8, 8.0
     case.volume.hu[10:14, 38:40, :] = SOLID  # a vessel that passes by
     said = findings.lesion_candidates(LEARNT, LABELS, case.volume, case.image, case.outputs)
     assert len(said.findings) == 1
