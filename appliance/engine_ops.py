@@ -100,6 +100,9 @@ class LesionCandidates(PostprocessOp):
     solid_hu: float = -400.0
     min_diameter_mm: Millimetres = 4.0
     max_findings: Annotated[int, Field(ge=1, le=50)] = 10
+    #: The model was trained to tell lesions from vessels and the chest wall: nothing is marked down for what it
+    #: touches, and a lesion that is not solid is given the model's radius instead of being dropped.
+    learnt: bool = False
 
     def output_names(self) -> tuple[str, ...]:
         return self.score, self.radius

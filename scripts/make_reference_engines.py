@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Write the packages of the two reference engines, or check that the committed ones are what this writes.
 
-The graphs come from reference_engines/ (ct-lesion of formulas; cxr-acquisition of the weights that
-train_cxr_acquisition.py learnt), the golden cases from the phantom, the hashes of all files go into each engine.yaml.
-Texts (CARD.md, engine.yaml but for its hashes) are written by hand and stay.
+The model of ct-lesion is the one that train_ct_lesion.py left in its folder, the graph of cxr-acquisition comes from
+reference_engines/ with the weights that train_cxr_acquisition.py learnt. The FP16 variants, the golden cases (from the
+phantom) and the hashes of all files are made here. Texts (CARD.md, engine.yaml but for its hashes) are written by hand
+and stay.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from reference_engines import ct_lesion, cxr_acquisition, half  # noqa: E402
+from ct_lesion_training.backgrounds import SPACING_MM  # noqa: E402
+from reference_engines import cxr_acquisition, half  # noqa: E402
 
 from appliance import phantom  # noqa: E402 - runs from a checkout that is not installed
 from appliance.engine_ops import CropToMask, Letterbox, LungHull, PercentileWindow, Resample  # noqa: E402
@@ -64,7 +66,7 @@ def main() -> int:
     parser.add_argument("--engines", type=Path, default=ROOT / "engines", metavar="DIR", help="default: %(default)s")
     arguments = parser.parse_args()
     problems: list[str] = []
-    for engine in engines():
+    for engine in engines((arguments.engines / "ct-lesion" / "model.onnx").read_bytes()):
         folder = arguments.engines / engine.id
         if arguments.check:
             problems += check(engine, folder)
@@ -75,25 +77,35 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def engines() -> list[Engine]:
-    lesion, acquisition = ct_lesion.build(), cxr_acquisition.build()
-    halved = {"model.onnx": acquisition, "model.fp16.onnx": half.build(acquisition)}
+def engines(lesion: bytes) -> list[Engine]:
+    acquisition = cxr_acquisition.build()
     with tempfile.TemporaryDirectory() as folder:
         return [
-            Engine(id="ct-lesion", models={"model.onnx": lesion}, cases={"phantom": ct_case(Path(folder))}),
-            Engine(id="cxr-acquisition", models=halved, cases=cxr_cases(Path(folder))),
+            Engine(id="ct-lesion", models=_halved(lesion), cases=ct_cases(Path(folder))),
+            Engine(id="cxr-acquisition", models=_halved(acquisition), cases=cxr_cases(Path(folder))),
         ]
 
 
-def ct_case(folder: Path) -> Arrays:
-    """A cube of the phantom around its second nodule, as the model gets it, in whole HU."""
+def _halved(model: bytes) -> dict[str, bytes]:
+    """In both precisions."""
+    return {"model.onnx": model, "model.fp16.onnx": half.build(model)}
+
+
+def ct_cases(folder: Path) -> dict[str, Arrays]:
+    """The same cube of the phantom with its second nodule and without."""
     truth = phantom.write_ct(folder / "ct", SEED)
-    stack = geometry.stack([read_header(path) for path in truth.files])
+    empty = phantom.write_ct(folder / "empty", SEED, nodules=())
+    return {"phantom": ct_case(truth, truth, folder), "empty": ct_case(empty, truth, folder)}
+
+
+def ct_case(written: phantom.Truth, truth: phantom.Truth, folder: Path) -> Arrays:
+    """A cube of what was written around the second nodule of `truth`, as the model gets it, in whole HU."""
+    stack = geometry.stack([read_header(path) for path in written.files])
     source = volume.build(stack, folder)
     steps = (
-        Resample(op="resample", spacing_mm=ct_lesion.SPACING_MM),
+        Resample(op="resample", spacing_mm=SPACING_MM),
         LungHull(op="lung_hull", output="lung"),
-        CropToMask(op="crop_to_mask", mask="lung", multiple_of=4),
+        CropToMask(op="crop_to_mask", mask="lung", margin_mm=24.0, multiple_of=16),
     )
     image = preprocess.run(steps, source.hu, source.voxel_mm)
     centre = np.array(truth.nodules[1].centre_mm)[::-1] - np.array(stack.to_patient((0, 0, 0)))[::-1]

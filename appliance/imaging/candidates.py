@@ -14,9 +14,9 @@ SHELL_MM = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """`index` (z, y, x) on the model's grid; `score` after marking down."""
+    """`index` (z, y, x; fractions allowed) on the model's grid; `score` after marking down."""
 
-    index: tuple[int, int, int]
+    index: tuple[float, ...]
     radius_mm: float
     score: float
 

@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from appliance.engine_manifest import Label
 from appliance.engine_ops import LabelScores, LesionCandidates
 from appliance.errors import RuntimeFailed
-from appliance.imaging import candidates
+from appliance.imaging import blobs, candidates
 from appliance.imaging.candidates import Candidate, ScoreVolume
 from appliance.imaging.film import Film
-from appliance.imaging.measure import Seed, measure
+from appliance.imaging.measure import REACH, Measured, Seed, ball, measure
 from appliance.imaging.preprocess import ModelImage
 from appliance.imaging.volume import Volume
 from appliance.model import Finding, Reason
 
 MAX_RADIUS_MM = 100.0
+LEARNT_REACH = 1.25  #: x radius: a lesion's own radius, unlike a filter's scale, has room for its lobes only
+NEAR_MM = 3.0  #: a model's centre of a small lesion may be off by this
 VALLEY = 0.5  #: of the lung's section in the sagittal plane, between two lungs
 Outputs = Mapping[str, NDArray[np.generic]]
 
@@ -48,7 +50,8 @@ def lesion_candidates(
     )
     if said.radius_mm.min() < 0 or said.radius_mm.max() > MAX_RADIUS_MM:
         raise _nonsense(f"{op.radius} lies outside 0..{MAX_RADIUS_MM} mm")
-    found = candidates.find(said, labels[op.label].threshold, op.solid_hu)
+    threshold = labels[op.label].threshold
+    found = blobs.find(said, threshold) if op.learnt else candidates.find(said, threshold, op.solid_hu)
     middle = _middle_of(said.mask, image, volume) if _has_two_lungs(said.mask) else None
     findings: list[Finding] = []
     for candidate in found:
@@ -85,8 +88,11 @@ def _lesion(
         radius_mm=candidate.radius_mm,
         hull=image.masks[op.mask],
         grid=image.grid,
+        reach=LEARNT_REACH if op.learnt else REACH,
     )
     measured = measure(volume, seed, op.solid_hu)
+    if op.learnt and (measured is None or not _is_of(measured, seed, volume)):
+        measured = ball(volume, seed)
     if measured is None or measured.long_axis_mm < op.min_diameter_mm:
         return None
     centre = volume.stack.to_patient(measured.centre)
@@ -101,6 +107,13 @@ def _lesion(
         short_axis_mm=round(measured.short_axis_mm, 1),
         volume_mm3=round(measured.volume_mm3, 1),
     )
+
+
+def _is_of(measured: Measured, seed: Seed, volume: Volume) -> bool:
+    """Whether what was measured lies about the seed, and is no vessel in or beside a lesion that is not solid."""
+    offset = np.subtract(measured.centre, seed.centre) * volume.voxel_mm
+    near = np.linalg.norm(offset) <= max(0.5 * seed.radius_mm, NEAR_MM)
+    return bool(near and measured.long_axis_mm >= seed.radius_mm)
 
 
 def _repeats(finding: Finding, others: list[Finding]) -> bool:

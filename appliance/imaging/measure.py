@@ -15,6 +15,8 @@ Mask = NDArray[np.bool_]
 REACH = 1.5
 #: Vessels and spicules thinner than this share of the radius are not part of the axes.
 THIN = 0.25
+#: A hull that holds less than this share of the seed's ball does not bound the lesion.
+OUTSIDE = 0.5
 ANGLES = np.deg2rad(np.arange(0, 180, 3))
 
 
@@ -38,19 +40,38 @@ class Seed:
     radius_mm: float
     hull: NDArray[np.float32]
     grid: Grid
+    reach: float = REACH
 
 
 def measure(volume: Volume, seed: Seed, solid_hu: float) -> Measured | None:
-    """Measure the solid tissue around the seed that lies in the hull; None where there is none."""
-    reach_mm = REACH * seed.radius_mm + 2
+    """Measure the solid tissue around the seed that lies in the hull; None where there is none.
+
+    A mass that fell out of the hull for the most part is bounded by the seed's radius instead.
+    """
+    reach_mm = seed.reach * seed.radius_mm + 2
     window, squares = ball_window(volume.hu.shape, seed.centre, volume.voxel_mm, reach_mm)
-    solid = (volume.hu[window] > solid_hu) & (squares <= reach_mm**2) & _in_hull(seed, window)
+    region, own = _in_hull(seed, window), squares <= seed.radius_mm**2
+    if np.count_nonzero(region & own) < OUTSIDE * np.count_nonzero(own):
+        region |= own
+    solid = (volume.hu[window] > solid_hu) & (squares <= reach_mm**2) & region
     if not solid.any():
         return None
     labels, _ = ndimage.label(solid)
     nearest = int(np.argmin(np.where(solid, squares, np.inf)))
     lesion = labels == labels.ravel()[nearest]
     body = _without_thin_parts(lesion, seed.radius_mm * THIN / max(volume.voxel_mm[1:]))
+    return _measured(volume, window, lesion, body)
+
+
+def ball(volume: Volume, seed: Seed) -> Measured:
+    """The seed's own ball, for a lesion without an edge that a threshold could find; a voxel at least."""
+    window, squares = ball_window(volume.hu.shape, seed.centre, volume.voxel_mm, seed.radius_mm)
+    inside = squares <= max(seed.radius_mm**2, float(squares.min()))
+    return _measured(volume, window, inside, inside)
+
+
+def _measured(volume: Volume, window: tuple[slice, ...], lesion: Mask, body: Mask) -> Measured:
+    """Of a mask within a window: volume of the lesion, all else of its body."""
     key = int(np.argmax(body.sum(axis=(1, 2))))
     rows, columns = np.nonzero(body[key])
     row, column = (part.start for part in window[1:])

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from appliance import engine_package, phantom, scanner
 from appliance.engine_package import EnginePackage
 from appliance.errors import CannotAnalyse
-from appliance.imaging import analysis, render
+from appliance.imaging import analysis, blobs, render
 from appliance.imaging.analysis import Prepared, Reading
+from appliance.imaging.candidates import ScoreVolume
 from appliance.imaging.reading import IN_PROCESS
 from appliance.model import Conclusion, Finding, Reason
 from appliance.ports import LoadedEngine
@@ -26,6 +27,8 @@ from appliance.runtimes.process import ChildRuntime, ChildSettings
 from tests.missing import missing
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+HALF = 0.01  #: relative and absolute: what ct-lesion's FP16 variant may be off by
+MM = (2.0, 2.0, 2.0)
 MASS = (76, 138, 136, 198)  #: of C3N-00247: columns and rows of the mass that a non-expert saw at z -195
 
 
@@ -88,6 +91,29 @@ def test_half_precision_gives_the_golden_answers_within_their_tolerances() -> No
             assert np.allclose(scores, case["scores"], rtol=golden.rtol, atol=golden.atol)
             thresholds = np.array([label.threshold for label in package.manifest.labels.values()])
             assert np.array_equal(scores[0] >= thresholds, case["scores"][0] >= thresholds)
+
+
+def test_half_precision_finds_the_same_lesions_in_the_golden_cases() -> None:
+    """On the CPU: numbers within the tolerances of the variant, and the same candidates."""
+    package = engine_package.load(ROOT / "engines" / "ct-lesion")
+    half = onnxruntime.InferenceSession(package.folder / "model.fp16.onnx", providers=["CPUExecutionProvider"])
+    assert {value.type for value in (*half.get_inputs(), *half.get_outputs())} == {"tensor(float)"}
+    threshold = package.manifest.labels["lesion"].threshold
+    for golden, wanted in zip(package.manifest.golden, (1, 0), strict=True):
+        with np.load(package.folder / golden.case, allow_pickle=False) as case:
+            volume, lung = case["volume"], case["lung"]
+            told = [(case["score"], case["radius"]), half.run(["score", "radius"], {"volume": volume, "lung": lung})]
+        for whole, halved in zip(*told, strict=True):
+            assert np.allclose(halved, whole, rtol=HALF, atol=HALF)
+        places = [
+            [np.rint(found.index).tolist() for found in blobs.find(one, threshold)]
+            for one in (
+                ScoreVolume(score=score[0, 0], radius_mm=radius[0, 0], hu=volume[0, 0], mask=lung[0, 0], voxel_mm=MM)
+                for score, radius in told
+            )
+        ]
+        assert places[0] == places[1]
+        assert len(places[0]) == wanted
 
 
 def test_a_reference_engine_says_that_it_is_one() -> None:

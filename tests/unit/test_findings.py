@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from appliance.engine_manifest import Label
 from appliance.engine_ops import LabelScores, LesionCandidates
 from appliance.errors import RuntimeFailed
-from appliance.imaging import candidates, findings, geometry, volume
+from appliance.imaging import blobs, candidates, findings, geometry, volume
 from appliance.imaging.candidates import ScoreVolume
 from appliance.imaging.film import Film, read_film
 from appliance.imaging.grid import identity
 from appliance.imaging.headers import ImageHeader, Plane, read_header
 from appliance.imaging.measure import Seed, measure
+from appliance.imaging.measure import ball as ball_of
 from appliance.imaging.preprocess import ModelImage
 from appliance.model import Reason
 from tests.slices import ct_slice, film, save
@@ -27,6 +28,7 @@ Float = NDArray[np.float32]
 LUNG, SOLID = -850, 40
 CODE = {"value": "1", "scheme": "99TEST", "meaning": "Test"}
 LESION = LesionCandidates(op="lesion_candidates", score="score", radius="radius", mask="lung", label="lesion")
+LEARNT = LESION.model_copy(update={"learnt": True})
 LABELS = {"lesion": Label.model_validate({"text": "Lesion", "code": CODE, "threshold": 0.4})}
 
 
@@ -67,6 +69,36 @@ def test_what_runs_on_into_something_larger_is_marked_down() -> None:
     assert free.score == pytest.approx(0.9)
     assert fed.score > 0.95 * free.score
     assert grown.score < 0.6 * free.score
+    assert blobs.find(scored(((20, 20, 20), 0.9, 8.0), solid=wall), 0.1)[0].score == pytest.approx(0.9)
+
+
+def test_a_blob_is_one_candidate_however_long_it_is() -> None:
+    volume = scored(((20, 20, 20), 0.9, 6.0))
+    volume.score[20, 20, 20:30] = np.linspace(0.9, 0.5, 10)
+    assert len(blobs.find(volume, 0.4)) == 1
+
+
+def test_equal_peaks_about_a_lesion_between_coarse_elements_are_one_in_its_middle() -> None:
+    volume = scored(((10, 10, 10), 0.0, 2.0))
+    volume.score[18:22, 18:22, 18:22] = 0.7
+    volume.score[19:21, 19:21, 19:21] = 0.2
+    found = blobs.find(volume, 0.4)
+    assert [item.index for item in found] == [pytest.approx((19.5, 19.5, 19.5), abs=0.1)]
+
+
+def test_a_radius_far_from_the_extent_of_the_scores_is_drawn_to_it() -> None:
+    volume = scored(((20, 20, 20), 0.9, 12.0))
+    volume.radius_mm[:] = 6.0
+    assert blobs.find(volume, 0.4)[0].radius_mm == 6.0
+    volume.radius_mm[:] = 40.0
+    assert 6.0 < blobs.find(volume, 0.4)[0].radius_mm < 8.0
+    volume.radius_mm[:] = 2.0
+    assert 3.0 < blobs.find(volume, 0.4)[0].radius_mm < 6.0
+
+
+def test_two_blobs_are_ranked() -> None:
+    found = blobs.find(scored(((10, 10, 10), 0.6, 6.0), ((30, 28, 26), 0.9, 8.0)), 0.4)
+    assert [item.index for item in found] == [pytest.approx((30, 28, 26)), pytest.approx((10, 10, 10))]
 
 
 def test_nothing_above_the_threshold_is_nothing() -> None:
@@ -141,6 +173,24 @@ def test_where_nothing_is_solid_nothing_is_measured(tmp_path: Path) -> None:
     assert measure(case.volume, case.seed((12, 30, 40), 5.0), -400) is None
 
 
+def test_a_mass_that_fell_out_of_the_hull_is_bounded_by_its_radius(tmp_path: Path) -> None:
+    case = Case(tmp_path, (2.0, 0.7, 0.7), ((12, 30, 40), 10.0))
+    case.volume.hu[:, :, 40:] = SOLID  # the chest wall that it has grown into
+    case.image.masks["lung"][:, :, 34:] = 0
+    found = measure(case.volume, case.seed((12, 30, 40), 10.0), -400)
+    assert found is not None
+    assert found.long_axis_mm == pytest.approx(20, abs=2.0)
+    assert found.centre == pytest.approx((12, 30, 40), abs=2)
+
+
+def test_a_ball_is_a_voxel_at_least(tmp_path: Path) -> None:
+    case = Case(tmp_path, (2.0, 0.7, 0.7))
+    assert ball_of(case.volume, case.seed((12.4, 30, 40), 0.1)).box == (40, 30, 41, 31)
+    large = ball_of(case.volume, case.seed((12, 30, 40), 10.0))
+    assert large.long_axis_mm == pytest.approx(20, abs=1.0)
+    assert large.volume_mm3 == pytest.approx(4 / 3 * np.pi * 1000, rel=0.05)
+
+
 @given(
     centre=st.tuples(st.floats(0, 23), st.floats(0, 63), st.floats(0, 79)),
     radius=st.floats(2, 30),
@@ -185,6 +235,19 @@ def test_findings_name_their_slice_side_and_place(tmp_path: Path) -> None:
 def test_of_one_lung_alone_no_side_is_told(tmp_path: Path) -> None:
     case = Case(tmp_path, (2.0, 0.7, 0.7), ((6, 30, 20), 7.0), ((15, 40, 60), 5.0))
     assert [finding.laterality for finding in case.said().findings] == ["", ""]
+
+
+def test_what_is_not_solid_is_dropped_unless_the_model_has_learnt_it(tmp_path: Path) -> None:
+    case = Case(tmp_path, (2.0, 0.7, 0.7), ((12, 30, 40), 8.0))
+    inside = case.volume.hu == SOLID
+    case.volume.hu[inside], case.outputs["score"][0, 0, inside], case.outputs["radius"][:] = -600, 0.8, 8.0
+    case.volume.hu[10:14, 38:40, :] = SOLID  # a vessel that passes by
+    said = findings.lesion_candidates(LEARNT, LABELS, case.volume, case.image, case.outputs)
+    assert len(said.findings) == 1
+    assert said.findings[0].long_axis_mm == pytest.approx(16, abs=1.5)
+    assert said.findings[0].centre_mm == pytest.approx(case.volume.stack.to_patient((12, 30, 40)), abs=0.5)
+    case.volume.hu[10:14, 38:40, :] = LUNG
+    assert not case.said().findings
 
 
 def test_two_peaks_in_one_lesion_are_one_finding(tmp_path: Path) -> None:
