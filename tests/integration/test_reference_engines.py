@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from appliance import engine_package, phantom, scanner
+from appliance.engine_manifest import Precision
 from appliance.engine_package import EnginePackage
 from appliance.errors import CannotAnalyse
 from appliance.imaging import analysis, blobs, render
@@ -27,7 +28,6 @@ from appliance.runtimes.process import ChildRuntime, ChildSettings
 from tests.missing import missing
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-HALF = 0.01  #: relative and absolute: what ct-lesion's FP16 variant may be off by
 MM = (2.0, 2.0, 2.0)
 MASS = (76, 138, 136, 198)  #: of C3N-00247: columns and rows of the mass that a non-expert saw at z -195
 
@@ -96,7 +96,8 @@ def test_half_precision_gives_the_golden_answers_within_their_tolerances() -> No
 def test_half_precision_finds_the_same_lesions_in_the_golden_cases() -> None:
     """On the CPU: numbers within the tolerances of the variant, and the same candidates."""
     package = engine_package.load(ROOT / "engines" / "ct-lesion")
-    half = onnxruntime.InferenceSession(package.folder / "model.fp16.onnx", providers=["CPUExecutionProvider"])
+    variant = package.manifest.variants[Precision.FP16]
+    half = onnxruntime.InferenceSession(package.folder / variant.file, providers=["CPUExecutionProvider"])
     assert {value.type for value in (*half.get_inputs(), *half.get_outputs())} == {"tensor(float)"}
     threshold = package.manifest.labels["lesion"].threshold
     for golden, wanted in zip(package.manifest.golden, (1, 0), strict=True):
@@ -104,7 +105,7 @@ def test_half_precision_finds_the_same_lesions_in_the_golden_cases() -> None:
             volume, lung = case["volume"], case["lung"]
             told = [(case["score"], case["radius"]), half.run(["score", "radius"], {"volume": volume, "lung": lung})]
         for whole, halved in zip(*told, strict=True):
-            assert np.allclose(halved, whole, rtol=HALF, atol=HALF)
+            assert np.allclose(halved, whole, rtol=variant.rtol, atol=variant.atol)
         places = [
             [np.rint(found.index).tolist() for found in blobs.find(one, threshold)]
             for one in (
