@@ -60,7 +60,8 @@ class Box:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "log").read_text().splitlines()]
+        whole, _, _ = (self.folder / "log").read_text().rpartition("\n")  # the last line may still be under way
+        return [json.loads(line) for line in whole.splitlines()]
 
     def stored(self) -> int:
         with closing(sqlite3.connect(self.folder / "var/journal.sqlite")) as journal:
