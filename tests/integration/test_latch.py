@@ -80,7 +80,8 @@ class Box:
         return any(line["event"] == event for line in self.lines())
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "log").read_text().splitlines()]
+        whole, _, _ = (self.folder / "log").read_text().rpartition("\n")  # the last line may still be under way
+        return [json.loads(line) for line in whole.splitlines()]
 
     def delivered(self) -> int:
         return len(list(self.pacs.rglob("*.dcm")))
