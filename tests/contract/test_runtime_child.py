@@ -4,8 +4,8 @@ A scripted child is an "interpreter" of ours: the very seam the configuration ha
 """
 
 import ast
-import importlib.util
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
