@@ -34,7 +34,15 @@ from appliance.imaging.headers import ImageHeader, PixelLayout, Plane
 from appliance.imaging.reading import IN_PROCESS, write_array
 from appliance.imaging.transcode import transcode
 from appliance.model import Reason
-from appliance.runtimes.child import MAX_DETAIL, QUIET_S, Message, confine, give_memory_back, open_wire
+from appliance.runtimes.child import (
+    MAX_DETAIL,
+    QUIET_S,
+    Message,
+    confine,
+    give_memory_back,
+    open_wire,
+    wait_behind,
+)
 
 PROTOCOL = 1
 BUFFER = 1 << 20
@@ -42,6 +50,7 @@ MAX_ANSWER = 24 << 20  #: bytes; the planes of 60 000 frames take less, and a he
 
 
 def serve(cpu_s: int) -> int:
+    wait_behind(0)
     confine()
     warnings.simplefilter("ignore")
     wire = open_wire()

@@ -1,12 +1,14 @@
 """P2: images never wait for AI, whatever state it is in.
 
 A paced stream of images that no engine reads goes through while the AI is off, busy, hung or dying of too little
-memory. The time of each image is from the scanner's first byte to the moment the PACS has the last. The states take
-turns, so that a busy machine is busy for all of them, and of each state's rounds the median counts. Results go to
-another destination: to the same one they would go first, as P7 wants it, and an image would wait for their bytes.
+memory. The time of each image is from the scanner's first byte to the moment the PACS has the last. The first images
+of a stream are not counted: they wait for the PACS, which is pynetdicom's, to grant the association, 0.1 s and more.
+The states take turns, so that a busy machine is busy for all of them, and of each state's rounds the best counts: what
+the machine's neighbours do comes and goes, what the AI does is there in each round. Results go to another destination:
+to the same one they would go first, as P7 wants it, and an image would wait for their bytes.
 
 The goal is a ratio of 1.2 of the p99s. On two cores shared with the scanner, the PACS and whatever else runs there, the
-p99 of a hundred images is one image, and even with the AI hung, which takes no time at all, the ratio came out between
+p99 of eighty images is one image, and even with the AI hung, which takes no time at all, the ratio came out between
 0.7 and 2. So it is printed, and asserted is what noise does not reach: no image waits for as long as the AI takes.
 """
 
@@ -38,6 +40,7 @@ from tests.acceptance.rig import (
 from tests.waiting import eventually
 
 ROUNDS = 10 if FULL else 2
+LEAD = 20  # images of a stream that are not counted
 EVERY_S = 0.025  # between the beginnings of two images: 40 a second, 21 MB a second
 FILMS = 12  # enough work for the AI to last for a round
 GOAL, COMMIT_GOAL = 1.2, 1.5
@@ -133,7 +136,7 @@ def measure(site: Site, appliance: Appliance, salt: str) -> list[float]:
     assert not scanner.refused
     eventually(lambda: begun.keys() <= site.pacs.arrived.keys(), ARRIVED_S, "the stream is at the PACS")
     shutil.rmtree(folder)
-    return [site.pacs.arrived[uid] - at for uid, at in begun.items()]
+    return [site.pacs.arrived[uid] - at for uid, at in begun.items()][LEAD:]
 
 
 def unfinished(appliance: Appliance) -> int:
@@ -195,11 +198,8 @@ def p99(values: Sequence[float]) -> float:
 
 
 def told(seconds: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, tuple[float, float]]:
-    """State -> the medians, over its rounds, of p50 and p99."""
-    return {
-        state: (statistics.median(map(statistics.median, rounds)), statistics.median(map(p99, rounds)))
-        for state, rounds in seconds.items()
-    }
+    """State -> the best, of its rounds, of p50 and p99."""
+    return {state: (min(map(statistics.median, rounds)), min(map(p99, rounds))) for state, rounds in seconds.items()}
 
 
 @pytest.mark.promise("P2")
@@ -214,14 +214,14 @@ def test_images_are_as_fast_with_the_ai_busy_hung_or_dying_as_with_it_off(
         for state, enter in states.items():
             with enter(site, turn) as appliance:
                 seconds[state].append(measure(site, appliance, f"stream {state} {turn}"))
-    medians = told(seconds)
-    for state, (middle, high) in medians.items():
+    best = told(seconds)
+    for state, (middle, high) in best.items():
         figure(
             f"isolation: receive to PACS with the AI {state}: p50 {middle * 1000:.0f} ms, p99 {high * 1000:.0f} ms,"
-            f" ratio to off {middle / medians['off'][0]:.2f} and {high / medians['off'][1]:.2f} (goal: p99 {GOAL})"
+            f" ratio to off {middle / best['off'][0]:.2f} and {high / best['off'][1]:.2f} (goal: p99 {GOAL})"
         )
     for state in states:
-        assert_not_held_up(medians[state], medians["off"], state)
+        assert_not_held_up(best[state], best["off"], state)
 
 
 def assert_not_held_up(seen: tuple[float, float], alone: tuple[float, float], state: str) -> None:
@@ -260,10 +260,10 @@ def test_a_scanner_gets_its_success_as_fast_beside_all_other_processes_at_work(
         assert running(site.on), "the AI was at work all the time"
         assert held_up > len(study.paths) // 2
         eventually(lambda: not unfinished(site.on) and not site.on.owed(), ARRIVED_S)
-    medians = told(seconds)
-    for state, (middle, high) in medians.items():
+    best = told(seconds)
+    for state, (middle, high) in best.items():
         figure(
             f"isolation: C-STORE of 39 kB to Success, {state}: p50 {middle * 1000:.1f} ms, p99 {high * 1000:.1f} ms,"
-            f" p99 ratio {high / medians['alone'][1]:.2f} (goal: {COMMIT_GOAL})"
+            f" p99 ratio {high / best['alone'][1]:.2f} (goal: {COMMIT_GOAL})"
         )
-    assert_not_held_up(medians["beside"], medians["alone"], "beside")
+    assert_not_held_up(best["beside"], best["alone"], "beside")
