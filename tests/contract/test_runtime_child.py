@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -151,8 +152,8 @@ os.pwrite(memory, struct.pack("<2f", 3.0, 4.0), offset)
 ran(Y, offsets=[offset])
 hang()
 """
-    outputs = load(scripted(tmp_path, left), model).infer(X, 10)
-    assert outputs["y"].tolist() == [3.0, 4.0]
+    with closing(load(scripted(tmp_path, left), model)) as engine:
+        assert engine.infer(X, 10)["y"].tolist() == [3.0, 4.0]
 
 
 def test_a_child_that_closes_its_socket_and_stays(tmp_path: Path, model: Path) -> None:
