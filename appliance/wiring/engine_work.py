@@ -83,7 +83,7 @@ class Workshop:
 
         Raises PackageInvalid, EngineRefused where it is not right, RuntimeFailed where no runtime is there.
         """
-        with self._refusing(named):
+        with self._refusing(named), self.store.using(named):
             package = self.store.load(named)
             models = list(_models(package))
             found = []
@@ -115,6 +115,10 @@ class Workshop:
             raise EngineRefused(
                 f"{named} is not imported: plans are kept with what is. First `scanside engines import`"
             )
+        with self.store.using(named, plans=True):
+            return self._build(named, progress, deadline_s)
+
+    def _build(self, named: Named, progress: Callable[[str, int, int], None], deadline_s: float) -> BuiltPlan:
         self.store.check_ready(named, Event.BUILD)
         reason = self.compiler.builder.probe() if self.compiler else "nothing here compiles engines"
         if self.compiler is None or reason:
@@ -139,6 +143,10 @@ class Workshop:
 
         Raises PackageInvalid, EngineRefused where it is not right, RuntimeFailed where no runtime is there.
         """
+        with self.store.using(named, plans=True):
+            return self._verify(named, progress)
+
+    def _verify(self, named: Named, progress: Progress) -> tuple[Verified, Path | None]:
         self.store.check_ready(named, Event.VERIFY)
         with self._refusing(named):
             package = self.store.load(named)

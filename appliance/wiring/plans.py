@@ -38,6 +38,7 @@ from appliance.wiring.compiler import Compiler, is_proved
 from appliance.wiring.engine_work import Workshop
 from appliance.wiring.releases import report_of
 from appliance.wiring.remotes import tensor_specs
+from appliance.wiring.upkeep import tidy_plans
 
 BUILD_S = 3600.0
 TEND_S = 60.0  # for loading a plan and its golden cases; it gives way to a study
@@ -61,6 +62,7 @@ class _Served:
     package: EnginePackage
     front: WithFallback
     plan: BuiltPlan | None = None
+    is_tidy: bool = False  #: plans that it does not need any more are gone
 
 
 class Plans:
@@ -108,9 +110,13 @@ class Plans:
             self._conclude(work)
 
     def tend(self, cancelled: Cancelled) -> None:
-        """When there is time: look whether plans that failed run again, and begin a build that is due."""
+        """When there is time: look whether plans that failed run again, remove what none needs, begin a build.
+
+        Raises StoreFailed.
+        """
         for served in self._served.values():
             served.front.tend(cancelled)
+            self._tidy(served)
         if self._work is None and self._todo and not cancelled():
             wanted = self._todo.pop(0)
             if served_now := self._served.get(wanted[0]):
@@ -149,10 +155,23 @@ class Plans:
     def _prefer(self, served: _Served, plan: BuiltPlan) -> None:
         if served.plan == plan and not served.front.wrong:
             return
-        served.plan = plan
+        served.plan, served.is_tidy = plan, False
         served.front.prefer(_preferred(served.package, plan))
         served.front.tend(self._is_wanted)
         self._log("plan_preferred", release=str(served.named), plan=plan.path.name, degraded=served.front.degraded)
+
+    def _tidy(self, served: _Served) -> None:
+        """Once its plan runs. What cannot be done now is left to the next start. Raises StoreFailed."""
+        if served.is_tidy or served.plan is None or served.front.plan_sha256 != served.plan.sha256:
+            return
+        served.is_tidy = True
+        try:
+            gone = tidy_plans(self._shop.store, served.named, served.plan.key, self._shop.by)
+        except (EngineRefused, OutOfResources) as error:
+            self._log("plans_not_tidied", release=str(served.named), reason=str(error))
+        else:
+            if gone:
+                self._log("plans_removed", release=str(served.named), files=gone)
 
     def _want(self, served: _Served, key: str, why: str) -> None:
         """A plan with that key."""

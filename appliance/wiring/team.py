@@ -103,6 +103,7 @@ class Team:
         self._unreadable: list[tuple[Named, str]] = []  # releases without a manifest, found by the last look
         self._children: dict[tuple[str, str, str], LoadedEngine] = {}
         self._fronts: dict[tuple[str, str, str], LoadedEngine] = {}  # the same, or with a server before it
+        self._ends: dict[tuple[str, str, str], ExitStack] = {}  # of the children, and of what they are loaded from
         self._tested: dict[tuple[str, str, str], float] = {}
         self._seen: dict[str, Stamp] = {}
         self._posts = {options.id: self._gathered(options) for options in self._options}
@@ -165,8 +166,9 @@ class Team:
 
     def close(self) -> None:
         self._around.plans.close()
-        for front in list(self._fronts.values()):
+        for key, front in list(self._fronts.items()):
             front.close()
+            self._ends[key].close()
 
     def _serving(self) -> list[Post]:
         return [post for posts in self._posts.values() for post in posts if post.child_key in self._children]
@@ -226,6 +228,7 @@ class Team:
         for key in self._children.keys() - {post.child_key for post in serving}:
             del self._children[key]
             self._fronts.pop(key).close()
+            self._ends.pop(key).close()
             self._tested.pop(key, None)
 
     def _away(self, options: Engine) -> Iterator[EngineOnDuty]:
@@ -273,9 +276,12 @@ class Team:
         for _ in range(CHANCES):
             with ExitStack() as undo:
                 try:
+                    undo.enter_context(self._store.using(post.named))
                     child = self._around.runtime.load(package.model_path, package.model_sha256)
                     undo.callback(child.close)
                     fault = golden.fault(package, child)
+                except EngineRefused as error:  # it was removed meanwhile
+                    return str(error)
                 except RuntimeFailed as error:
                     fault = str(error)
                     if error.reason == Reason.DEADLINE:  # it hangs, and would again
@@ -285,7 +291,7 @@ class Team:
                     self._fronts[post.child_key] = self._front(post, child)
                     self._children[post.child_key] = child
                     self._tested[post.child_key] = self._around.monotonic()
-                    undo.pop_all()
+                    self._ends[post.child_key] = undo.pop_all()
                 break
         return fault
 

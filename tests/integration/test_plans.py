@@ -113,7 +113,7 @@ class Site:
             )
         )
         self.team.begin()
-        serves = self.team.loaded[ENGINE]
+        (serves,) = self.team.loaded.values()
         assert isinstance(serves, WithFallback)
         return serves
 
@@ -399,6 +399,70 @@ def test_a_plan_proves_itself_again_with_its_engine(site: Site) -> None:
     assert site.team.test_one()
     assert "the processor ran it instead" in engine.degraded
     check(engine, degraded="the processor ran it instead")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.promise("P11")
+def test_once_a_plan_runs_those_that_fit_no_more_are_gone_and_history_names_them(site: Site) -> None:
+    old = site.activated()
+    (old.parent / f".{old.name}.new").write_bytes(b"cut short")
+    site.builder.machine = replace(MACHINE, driver="550")
+    engine = site.start()
+    site.rest()
+    check(engine, on_plan=site.shop.store.book("films").releases[site.named.release].plan_sha256)
+    assert old.exists()
+    assert site.team is not None
+    site.team.tend(never)
+    release = site.shop.store.book("films").releases[site.named.release]
+    assert names(old.parent) == sorted([release.plan, release.plan.replace(".plan", ".json")])
+    line = site.shop.store.book("films").history[-1]
+    assert (line.event, line.by) == ("plans_removed", "analyse")
+    assert line.why == f"{old.stem}.json, .{old.name}.new, {old.name}"
+    site.team.tend(never)
+    check(site.start(), on_plan=release.plan_sha256)
+    assert site.team is not None
+    site.team.tend(never)
+    assert site.history("analyse") == ["build", "verify", "plans_removed"]
+
+
+def test_plans_that_a_build_or_a_check_uses_are_left_alone(site: Site) -> None:
+    old = site.activated()
+    site.builder.machine = replace(MACHINE, driver="550")
+    site.compiled()
+    site.verified()
+    site.start()
+    assert site.team is not None
+    with site.shop.store.using(site.named, plans=True):
+        site.team.tend(never)
+        assert old.exists()
+    site.start()
+    site.team.tend(never)
+    assert not old.exists()
+
+
+def test_of_releases_that_nothing_needs_no_plan_is_kept_of_what_is_rolled_back_to_the_last(site: Site) -> None:
+    plans = {}
+    for version in ("1.0.0", "2.0.0", "3.0.0"):
+        package = write_package(site.folder / "package", Recipe(version=version))
+        named, _ = site.shop.store.take(package, "alice", lambda _: None)
+        site.shop.store.step(named, Event.VALIDATE, "alice")
+        plans[version] = [site.compiled()]
+        site.builder.machine = replace(MACHINE, driver="550")
+        plans[version].append(site.compiled())
+        site.builder.machine = MACHINE
+        site.verified()
+        site.shop.store.activate(site.named, "alice")
+    site.start()
+    assert site.team is not None
+    site.team.tend(never)
+    assert {version: [path.exists() for path in both] for version, both in plans.items()} == {
+        "1.0.0": [False, False],
+        "2.0.0": [False, True],  # the one that was built last
+        "3.0.0": [True, True],  # the one that runs, too
+    }
 
 
 def test_a_gpu_that_is_gone_is_told_and_looked_for_once(site: Site) -> None:
