@@ -36,6 +36,7 @@ class SimulatedBuilder:
     machine: Target = MACHINE
     why_not: str = ""
     plan: bytes = b""  #: what it makes of any model; b"": a plan that does as the model does
+    plans: dict[str, bytes] = field(default_factory=dict)  #: what it makes of a model file of this name
     probed: int = 0
     built: int = 0
     may_end: threading.Event = field(default_factory=threading.Event)
@@ -62,7 +63,8 @@ class SimulatedBuilder:
         progress("simulated", 0, 1)
         while not self.may_end.wait(0.02):
             progress("simulated", 0, 1)
-        return plan_store.keep(folder, self._target(sha256), memoryview(self.plan or model.read_bytes()))
+        plan = self.plans.get(model.name) or self.plan or model.read_bytes()
+        return plan_store.keep(folder, self._target(sha256), memoryview(plan))
 
     def _target(self, sha256: str) -> Target:
         return replace(self.machine, onnx_sha256=sha256)

@@ -158,9 +158,9 @@ def verify(wanted: WantedArgument, config: ConfigOption = None, by: ByOption = "
         ],
     )
     if report.plan:
-        output.line(f"    on its plan {report.plan}, sha256 {report.plan_sha256}", style="dim")
+        output.line(f"    on its plan {report.plan} ({report.precision}), sha256 {report.plan_sha256}", style="dim")
     if report.not_its_plan:
-        output.line(f"! not on its plan: {report.not_its_plan}", style="bold red")
+        output.line(f"! not on the plan that is asked for: {report.not_its_plan}", style="bold red")
     _say_next(output, at.shop, named)
 
 

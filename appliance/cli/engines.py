@@ -17,6 +17,7 @@ from appliance.engine_store.book import SHIPPED, Book
 from appliance.engine_store.store import EngineStore, Named
 from appliance.errors import CertificateUnusable, EngineRefused, PackageInvalid
 from appliance.wiring.common import MB
+from appliance.wiring.model_files import MODEL
 from appliance.wiring.releases import engine_store, report_of
 
 app = typer.Typer(rich_markup_mode=None)
@@ -190,5 +191,6 @@ def _kept(store: EngineStore, named: Named) -> dict[str, Any]:
 def _proof(store: EngineStore, named: Named) -> dict[str, str]:
     """What it was verified on last; nothing of one that was not."""
     report = report_of(store, named) or {}
-    runtime = f"{report.get('runtime', '')} {report.get('runtime_version', '')}".strip()
+    parts = [str(report.get(name, "")) for name in ("runtime", "runtime_version", "precision")]
+    runtime = " ".join(part for part in parts if part not in ("", MODEL))
     return {"runtime": runtime, "plan_sha256": str(report.get("plan_sha256", ""))}

@@ -114,6 +114,9 @@ class Engine(Options):
     id: values.EngineId = Field(description="name of the engine's folder")
     mode: EngineMode = Field(default=EngineMode.SHADOW, description="shadow, publish or off")
     deadline_s: Seconds = Field(default=300, description="seconds until a study without an answer is 'not analysed'")
+    precision: Literal["fp32", "fp16"] = Field(
+        default="fp32", description="of its plan, once it is compiled: fp32 is the model itself; or its variant fp16"
+    )
     remote: Remote | None = Field(default=None, description="group: a server that runs it while it can; null is none")
 
 

@@ -49,16 +49,16 @@ class Site:
     """A box with a simulated GPU and one engine, which was compiled, verified and activated."""
 
     def __init__(self, folder: Path) -> None:
-        settings = {
+        self.settings: dict[str, Any] = {
             "state": str(folder / "var"),
             "engines_dir": str(folder / "engines"),
             "engines": [{"id": "films", "mode": "publish"}],
             "analyse": {"memory_mb": 600},
             "reserve": {"free_mb": 1, "free_inodes": 0, "journal_mb": 1},
         }
-        self.config = Config.model_validate(settings)
+        self.config = Config.model_validate(self.settings)
         self.path = folder / "scanside.yaml"
-        self.path.write_text(json.dumps(settings))  # which YAML takes
+        self.path.write_text(json.dumps(self.settings))  # which YAML takes
         (folder / "engines").mkdir()
         (folder / "var").mkdir()
         self.folder = folder
@@ -69,6 +69,12 @@ class Site:
         self.logged: list[tuple[str, dict[str, Any]]] = []
         self.team: Team | None = None
 
+    def ask_for(self, precision: str) -> None:
+        """As the configuration says from now on."""
+        self.settings["engines"][0]["precision"] = precision
+        self.config = Config.model_validate(self.settings)
+        self.shop = self.shop_of("alice")
+
     def shop_of(self, by: str) -> Workshop:
         return replace(workshop(self.config, by), compiler=simulated(self.builder))
 
@@ -76,8 +82,8 @@ class Site:
     def named(self) -> Named:
         return self.shop.store.find("films")
 
-    def imported(self) -> Named:
-        package = write_package(self.folder / "package")
+    def imported(self, recipe: Recipe = Recipe()) -> Named:  # noqa: B008 - frozen
+        package = write_package(self.folder / "package", recipe)
         named, _ = self.shop.store.take(package, "alice", lambda _: None)
         self.shop.store.step(named, Event.VALIDATE, "alice")
         return self.named
@@ -132,6 +138,12 @@ class Site:
         self.team.tend(never)
         assert self.ended.wait(ENDED_S)
         self.team.look()
+
+    @property
+    def verified_plan(self) -> str:
+        """Its sha256, as the last report says."""
+        path = self.shop.store.root / "films" / f"{self.named.release}.verify.json"
+        return str(json.loads(path.read_text())["plan_sha256"])
 
     def history(self, by: str) -> list[str]:
         return [line.event for line in self.shop.store.book("films").history if line.by == by]
@@ -399,6 +411,66 @@ def test_a_plan_proves_itself_again_with_its_engine(site: Site) -> None:
     assert site.team.test_one()
     assert "the processor ran it instead" in engine.degraded
     check(engine, degraded="the processor ran it instead")
+
+
+NEARLY = Recipe(variants={"fp16": brightness(0.01)})  # 0.01 off: more than the model may be, less than the variant
+
+
+@pytest.mark.promise("P8")
+def test_a_plan_of_the_precision_that_is_asked_for_is_judged_by_the_variant_s_tolerances_and_named(site: Site) -> None:
+    """Asked for while the one of the model itself serves: that goes on, and says so, until the other is verified."""
+    site.imported(NEARLY)
+    site.compiled()
+    site.verified()
+    site.shop.store.activate(site.named, "alice")
+    site.ask_for("fp16")
+    engine = site.start()
+    check(engine, on_plan=site.verified_plan, degraded="as fp16: the plan that is there is stale: onnx_sha256 was ")
+    assert "it is built anew while nothing is to be analysed" in engine.degraded
+    site.rest()
+    assert site.builder.built == 2
+    assert study(engine) == 0.91
+    assert (engine.plan_sha256, engine.degraded) == (site.verified_plan, "")
+    assert (engine.runtime, engine.runtime_version.endswith(" fp16")) == ("simulated", True)
+    report = site.shop.verify(site.named, lambda *_: None)[0]
+    assert (report.precision, report.plan_sha256) == ("fp16", site.verified_plan)
+    assert report.model_sha256 == load_package(site.named.folder).manifest.files["model.fp16.onnx"]
+
+
+@pytest.mark.promise("P8")
+def test_half_precision_that_decides_otherwise_never_serves_the_model_s_own_plan_does_and_says_why(site: Site) -> None:
+    """0.8004 is a finding; 0.795 is none, though as near as the variant may be."""
+    recipe = Recipe(model=brightness(-0.0996), golden={Kind.BRIGHT: 0.8004}, variants={"fp16": brightness(-0.0997)})
+    site.imported(recipe)
+    site.ask_for("fp16")
+    site.builder.plans["model.fp16.onnx"] = brightness(-0.105)
+    plan = site.compiled()
+    with pytest.raises(EngineRefused, match=f"{plan.name}.* is refused: .*other findings: none instead of bright"):
+        site.verified()
+    assert not plan.exists()
+    assert (site.verified().runtime, site.named.stage) == ("onnx", EngineStage.VERIFIED)
+    site.shop.store.activate(site.named, "alice")
+    engine = site.start()
+    assert "it was not run on its plan but on the processor: as fp16: no plan was built yet" in engine.degraded
+    site.rest()  # fp16, once more: it fails
+    assert "other findings: none instead of bright" in engine.degraded
+    assert engine.runtime == "onnx"
+    site.rest()  # then the model itself
+    assert study(engine) == 0.8
+    assert (engine.runtime, engine.plan_sha256) == ("simulated", site.verified_plan)
+    assert "not run in the precision that is asked for, but as the model itself is: as fp16: " in engine.degraded
+    assert "other findings: none instead of bright" in engine.degraded
+    assert site.history("analyse") == ["build", "plan_refused", "plan_failed", "build", "verify"]
+
+
+def test_a_precision_that_a_package_does_not_have_is_told(site: Site) -> None:
+    site.activated()
+    site.ask_for("fp16")
+    with pytest.raises(EngineRefused, match=r"films@1\.0\.0 has no variant fp16 \(it has: none\)"):
+        site.compiled()
+    engine = site.start()
+    check(engine, on_plan=site.verified_plan, degraded="as fp16: films@1.0.0 has no variant fp16 (it has: none)")
+    assert site.builder.built == 1
 
 
 def names(folder: Path) -> list[str]:
