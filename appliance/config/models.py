@@ -126,6 +126,12 @@ class Analyse(Options):
     python: values.Program | None = Field(default=None, description="interpreter of the runtime child; null is ours")
     threads: int = Field(default=1, ge=1, le=256, description="processor threads an engine may use")
     memory_mb: int = Field(default=4_096, ge=64, le=1_048_576, description="megabytes of memory an engine may use")
+    gpu_memory_mb: int | None = Field(
+        default=None,
+        ge=16,
+        le=1_048_576,
+        description="megabytes of the GPU's memory that a plan may need; null is what is free",
+    )
     read_memory_mb: int = Field(
         default=4_096, ge=1_024, le=1_048_576, description="megabytes of memory that reading images may use"
     )

@@ -19,7 +19,7 @@ from appliance.config import Config
 from appliance.disk import refusal
 from appliance.engine_package import EnginePackage
 from appliance.engine_store.store import EngineStore, Named
-from appliance.errors import EngineRefused, PackageInvalid, PlanRefused, RuntimeFailed
+from appliance.errors import EngineRefused, PackageInvalid, PlanRefused, RuntimeCancelled, RuntimeFailed
 from appliance.imaging import golden
 from appliance.imaging.golden import Tolerance
 from appliance.ports import BuiltPlan
@@ -152,7 +152,8 @@ class Workshop:
         """Prove it on what will run it, and measure it; the report is durable before the step. None: shipped.
 
         That is its plan, where one was built for this machine as it is now, else the processor. A plan that is found
-        wrong is refused, and the release is as it was. `precision`: of the plan, no other will do.
+        wrong is refused, and the release is as it was. `precision`: of the plan, no other will do. What `progress`
+        raises as RuntimeCancelled ends it.
 
         Raises PackageInvalid, EngineRefused where it is not right, RuntimeFailed where no runtime is there.
         """
@@ -214,6 +215,8 @@ class Workshop:
         try:
             with closing(self.compiler.runtime.load(plan.path, plan.sha256)) as child:
                 report = self._verified(named, package, child, progress, model.tolerance)
+        except RuntimeCancelled:
+            raise
         except RuntimeFailed as error:
             raise EngineRefused(f"{plan.path.name}, the plan of {named}, does not run: {error}") from error
         except EngineRefused as error:
@@ -259,6 +262,8 @@ class Workshop:
         """What is found wrong is refused, unless it is the runtime that is missing. What serves is the daemon's."""
         try:
             yield
+        except RuntimeCancelled:
+            raise
         except (PackageInvalid, EngineRefused, RuntimeFailed) as error:
             if isinstance(error, RuntimeFailed) and (reason := self.runtime.probe()):
                 raise EngineRefused(f"no engine can run here: {reason}") from error

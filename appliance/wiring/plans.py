@@ -6,8 +6,8 @@ anew in the background, proved, and taken up between two jobs. What fails is tol
 start or where the machine has changed. Where no release was ever compiled nothing here costs anything.
 
 A build is never on a study's way: it has a thread of its own (its children die with that one), low priority and a
-deadline, there is one at a time, it begins while nothing is to be analysed, and gives way to studies. After a few times
-it does not, or a busy site would never have its plan.
+deadline, there is one at a time, it begins while nothing is to be analysed, and gives way to studies, as the runs that
+prove it do. After a few times it does not, or a busy site would never have its plan.
 """
 
 import threading
@@ -270,7 +270,7 @@ class Plans:
         plan, _ = self._shop.plan(named, package, wanted.precision)
         if plan is None:
             self._shop.build(named, partial(self._give_way, wanted), BUILD_S, wanted.precision)
-        report, _ = self._shop.verify(named, lambda _done, _total: None, wanted.precision)
+        report, _ = self._shop.verify(named, partial(self._give_way, wanted, "verify"), wanted.precision)
         if not report.plan:
             raise EngineRefused(f"it was built, and is not there: {report.not_its_plan}")
         return report.plan

@@ -26,7 +26,7 @@ from appliance.runtimes.fallback import WithFallback
 from appliance.runtimes.plan_store import RTX
 from appliance.runtimes.process import ChildRuntime, ChildSettings
 from appliance.states import EngineStage, Event
-from appliance.wiring.compiler import Compiler
+from appliance.wiring.compiler import Compiler, compiler
 from appliance.wiring.engine_work import Workshop, workshop
 from appliance.wiring.plans import GIVES_WAY, Plans
 from appliance.wiring.remotes import Remotes
@@ -218,6 +218,10 @@ def test_killed_between_a_build_and_its_proof_it_ends_in_the_same_place(site: Si
     plan = site.compiled()
     engine = site.start()
     check(engine, degraded=f"{plan.name} is not verified")
+    site.wanted = True  # a proof takes the GPU, too, and gives way like a build
+    for _ in range(GIVES_WAY):
+        site.rest()
+        assert site.history("analyse") == []
     site.rest()
     check(engine, on_plan=site.shop.store.book("films").releases[site.named.release].plan_sha256)
     assert (site.builder.built, site.history("analyse")) == (2, ["verify"])
@@ -471,6 +475,16 @@ def test_a_precision_that_a_package_does_not_have_is_told(site: Site) -> None:
     engine = site.start()
     check(engine, on_plan=site.verified_plan, degraded="as fp16: films@1.0.0 has no variant fp16 (it has: none)")
     assert site.builder.built == 1
+
+
+def test_a_budget_of_the_gpu_s_memory_reaches_who_builds_and_who_runs_a_plan() -> None:
+    given = Config.model_validate({"analyse": {"gpu_memory_mb": 300}})
+    within, free = compiler(given), compiler(Config())
+    assert within.runtime._settings.runtime_settings == {"gpu_memory_mb": 300}
+    assert free.runtime._settings.runtime_settings == {"gpu_memory_mb": 0}
+    assert isinstance(within.builder, TensorRtBuilder)
+    assert isinstance(free.builder, TensorRtBuilder)
+    assert (within.builder._settings.workspace_mb, free.builder._settings.workspace_mb) == (300, 1024)
 
 
 def names(folder: Path) -> list[str]:
