@@ -71,6 +71,6 @@ class SimulatedBuilder:
 
 
 def simulated(builder: SimulatedBuilder) -> Compiler:
-    runtime = ChildRuntime(ChildSettings(interpreter=Path(sys.executable), memory_mb=600, reap_s=1))
+    runtime = ChildRuntime(ChildSettings(interpreter=Path(sys.executable), memory_mb=600, reap_s=3))
     runtime.name = "simulated"
     return Compiler(builder=builder, runtime=runtime)

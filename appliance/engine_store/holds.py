@@ -16,8 +16,10 @@ def held(folder: Path) -> Iterator[None]:
     gone = EngineRefused(f"{folder.name} is not in the store any more")
     try:
         fd = os.open(folder, FOLDER)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise gone from error
+    except OSError as error:
+        raise EngineRefused(f"{folder.name} cannot be used: {error.strerror}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_SH)  # who removes something has it for a moment
         if not _is_there(fd, folder):

@@ -30,7 +30,7 @@ from appliance.wiring.compiler import Compiler, compiler
 from appliance.wiring.engine_work import Workshop, workshop
 from appliance.wiring.plans import GIVES_WAY, Plans
 from appliance.wiring.remotes import Remotes
-from appliance.wiring.team import Surroundings, Team
+from appliance.wiring.team import HOUR_S, Surroundings, Team
 from tests.journals import open_journal
 from tests.missing import missing
 from tests.packages import Kind, Recipe, brightness, film_of, misbehaving, write_package
@@ -65,7 +65,7 @@ class Site:
         self.journal = open_journal(folder / "var" / "journal.sqlite")
         self.builder = SimulatedBuilder()
         self.shop = self.shop_of("alice")
-        self.wanted, self.ended = False, threading.Event()
+        self.wanted, self.ended, self.now_s = False, threading.Event(), 0.0
         self.logged: list[tuple[str, dict[str, Any]]] = []
         self.team: Team | None = None
 
@@ -116,6 +116,7 @@ class Site:
                 log=self.log,
                 remotes=Remotes(self.config),
                 plans=plans,
+                monotonic=lambda: self.now_s,
             )
         )
         self.team.begin()
@@ -411,7 +412,8 @@ def test_a_plan_proves_itself_again_with_its_engine(site: Site) -> None:
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     assert site.team is not None
-    site.team._tested = dict.fromkeys(site.team._tested, -1e9)
+    assert not site.team.test_one()
+    site.now_s += 24 * HOUR_S
     assert site.team.test_one()
     assert "the processor ran it instead" in engine.degraded
     check(engine, degraded="the processor ran it instead")
