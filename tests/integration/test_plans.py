@@ -487,6 +487,7 @@ def test_a_budget_of_the_gpu_s_memory_reaches_who_builds_and_who_runs_a_plan() -
     assert isinstance(within.builder, TensorRtBuilder)
     assert isinstance(free.builder, TensorRtBuilder)
     assert (within.builder._settings.workspace_mb, free.builder._settings.workspace_mb) == (300, 1024)
+    assert within.runtime.probe() == free.runtime.probe()  # the child takes it, wherever it can run
 
 
 def names(folder: Path) -> list[str]:
