@@ -70,6 +70,30 @@ class SimulatedBuilder:
         return replace(self.machine, onnx_sha256=sha256)
 
 
+#: An interpreter in which the child's own program finds the TensorRT, PyCUDA and libcuda of `fake_gpu`.
+FAKING = f"""\
+#!{sys.executable} -I
+import ctypes, importlib.util, sys, types
+
+def load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+sys.argv = sys.argv[2:]  # what follows -I
+fake = load("fake_gpu", {str(Path(__file__).with_name("fake_gpu.py"))!r})
+gpu = fake.FakeGpu()
+facts = dict(reason="", gpu="simulated", compute_capability="SM87", driver="540", cuda="12.6")
+real = ctypes.CDLL
+ctypes.CDLL = lambda name: fake.FakeDriver(gpu) if name == "libcuda.so.1" else real(name)
+sys.modules["tensorrt"] = fake.FakeTensorRt(gpu, weights=200 << 20, scratch=100 << 20)
+sys.modules["pycuda"], sys.modules["pycuda.driver"] = types.ModuleType("pycuda"), fake.FakePyCuda(gpu)
+sys.modules["appliance.runtimes.cuda_probe"] = types.SimpleNamespace(ask=lambda _: facts)
+sys.exit(load("child", sys.argv[0]).main())
+"""
+
+
 def simulated(builder: SimulatedBuilder) -> Compiler:
     runtime = ChildRuntime(ChildSettings(interpreter=Path(sys.executable), memory_mb=600, reap_s=3))
     runtime.name = "simulated"

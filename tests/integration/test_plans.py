@@ -31,10 +31,11 @@ from appliance.wiring.engine_work import Workshop, workshop
 from appliance.wiring.plans import GIVES_WAY, Plans
 from appliance.wiring.remotes import Remotes
 from appliance.wiring.team import HOUR_S, Surroundings, Team
+from tests import fake_gpu
 from tests.journals import open_journal
 from tests.missing import missing
 from tests.packages import Kind, Recipe, brightness, film_of, misbehaving, write_package
-from tests.simulated_gpu import MACHINE, SimulatedBuilder, simulated
+from tests.simulated_gpu import FAKING, MACHINE, SimulatedBuilder, simulated
 
 ENGINE = "films@1.0.0"
 BUILD_S = 60.0
@@ -64,6 +65,7 @@ class Site:
         self.folder = folder
         self.journal = open_journal(folder / "var" / "journal.sqlite")
         self.builder = SimulatedBuilder()
+        self.runtime: ChildRuntime | None = None  #: of plans; None: ONNX Runtime
         self.shop = self.shop_of("alice")
         self.wanted, self.ended, self.now_s = False, threading.Event(), 0.0
         self.logged: list[tuple[str, dict[str, Any]]] = []
@@ -76,7 +78,8 @@ class Site:
         self.shop = self.shop_of("alice")
 
     def shop_of(self, by: str) -> Workshop:
-        return replace(workshop(self.config, by), compiler=simulated(self.builder))
+        made = simulated(self.builder)
+        return replace(workshop(self.config, by), compiler=replace(made, runtime=self.runtime or made.runtime))
 
     @property
     def named(self) -> Named:
@@ -401,6 +404,33 @@ def test_a_plan_that_was_verified_and_is_wrong_when_it_is_loaded_is_refused(site
     assert not plan.exists()
     assert (site.builder.built, site.history("analyse")) == (2, ["plan_refused"])
     assert site.shop.store.serves(site.named)
+
+
+@pytest.mark.promise("P6")
+def test_a_plan_that_needs_more_of_the_gpu_s_memory_than_it_may_have_does_not_serve_and_the_processor_does(
+    site: Site,
+) -> None:
+    """By the real runtime of TensorRT in a real child, which finds a simulated GPU: the plan needs 301 MB there."""
+    site.activated()
+    site.compiled(fake_gpu.PLAN)
+    release = site.shop.store.book("films").releases[site.named.release]
+    proof = {
+        "package_sha256": load_package(site.named.folder).package_sha256,
+        "plan_sha256": release.plan_sha256,
+        "plan_key": release.plan_key,
+    }
+    site.shop.store.write_report(site.named, json.dumps(proof).encode())
+    interpreter = site.folder / "python"
+    interpreter.write_text(FAKING)
+    interpreter.chmod(0o755)
+    budget = {"gpu_memory_mb": 300}
+    settings = ChildSettings(interpreter=interpreter, runtime="tensorrt", memory_mb=600, runtime_settings=budget)
+    site.runtime = ChildRuntime(settings)
+    engine = site.start()
+    check(
+        engine, degraded="the processor ran it instead: cannot be loaded: it needs 301 MB of the GPU's memory (200 for"
+    )
+    assert "and may have 300 (analyse.gpu_memory_mb)" in engine.degraded
 
 
 @pytest.mark.promise("P8")
