@@ -198,8 +198,11 @@ class Plans:
         if served.is_tidy or served.plan is None or served.front.plan_sha256 != served.plan.sha256:
             return
         served.is_tidy = True
+        engine_id = served.named.engine_id
+        same = [one for one in self._served.values() if one.named.engine_id == engine_id]
+        running = {one.named.release: one.plan.key for one in same if one.plan is not None}
         try:
-            gone = tidy_plans(self._shop.store, served.named, served.plan.key, self._shop.by)
+            gone = tidy_plans(self._shop.store, engine_id, running, self._shop.by)
         except (EngineRefused, OutOfResources) as error:
             self._log("plans_not_tidied", release=str(served.named), reason=str(error))
         else:

@@ -6,27 +6,29 @@ anew. A folder that a build or a check uses is left alone. History is told first
 the next time.
 """
 
+from collections.abc import Mapping
+
 from appliance.disk import refusal
 from appliance.engine_store import holds, leaving, removal
 from appliance.engine_store.moves import OVER
-from appliance.engine_store.store import EngineStore, Named
+from appliance.engine_store.store import EngineStore
 from appliance.errors import EngineRefused
 from appliance.runtimes import plan_store
 
 
-def tidy_plans(store: EngineStore, serves: Named, key: str, by: str) -> list[str]:
-    """`serves` runs on the plan of that key. Returns the names of the files that are gone.
+def tidy_plans(store: EngineStore, engine_id: str, running: Mapping[str, str], by: str) -> list[str]:
+    """`running`: releases that run on a plan, and its key. Returns the names of the files that are gone.
 
     Raises EngineRefused where the book cannot be read, or they are another user's; OutOfResources, StoreFailed.
     """
     gone = []
-    for release in store.book(serves.engine_id).releases:
+    for release in store.book(engine_id).releases:
         try:
-            gone += _tidied(store, serves.engine_id, release, key if release == serves.release else "", by)
+            gone += _tidied(store, engine_id, release, running.get(release, ""), by)
         except PermissionError as error:
             raise EngineRefused(f"{error.filename} cannot be removed: {error.strerror}") from error
         except OSError as error:
-            raise refusal(error, f"plans of {serves.engine_id}@{release}") from error
+            raise refusal(error, f"plans of {engine_id}@{release}") from error
     return gone
 
 

@@ -123,7 +123,7 @@ class Site:
             )
         )
         self.team.begin()
-        (serves,) = self.team.loaded.values()
+        serves = next(iter(self.team.loaded.values()))
         assert isinstance(serves, WithFallback)
         return serves
 
@@ -564,7 +564,7 @@ def test_plans_that_a_build_or_a_check_uses_are_left_alone(site: Site) -> None:
 
 def test_of_releases_that_nothing_needs_no_plan_is_kept_of_what_is_rolled_back_to_the_last(site: Site) -> None:
     plans = {}
-    for version in ("1.0.0", "2.0.0", "3.0.0"):
+    for version in ("1.0.0", "2.0.0", "3.0.0", "4.0.0"):
         package = write_package(site.folder / "package", Recipe(version=version))
         named, _ = site.shop.store.take(package, "alice", lambda _: None)
         site.shop.store.step(named, Event.VALIDATE, "alice")
@@ -573,7 +573,7 @@ def test_of_releases_that_nothing_needs_no_plan_is_kept_of_what_is_rolled_back_t
         plans[version].append(site.compiled())
         site.builder.machine = MACHINE
         site.verified()
-        site.shop.store.activate(site.named, "alice")
+        site.shop.store.activate(site.named, "alice", shadow=version == "4.0.0")
     site.start()
     assert site.team is not None
     site.team.tend(never)
@@ -581,6 +581,7 @@ def test_of_releases_that_nothing_needs_no_plan_is_kept_of_what_is_rolled_back_t
         "1.0.0": [False, False],
         "2.0.0": [False, True],  # the one that was built last
         "3.0.0": [True, True],  # the one that runs, too
+        "4.0.0": [True, True],  # as in shadow
     }
 
 
