@@ -13,6 +13,7 @@ from functools import partial
 
 from appliance import routing
 from appliance.config import Config
+from appliance.engine_store import leaving
 from appliance.errors import OutOfResources, RuntimeFailed
 from appliance.journal import copies, inbox, jobs
 from appliance.journal.store import Journal
@@ -64,6 +65,7 @@ class Analysis:
             journal = open_journal(config, "analyse", spool.free_reserve)
             join(spool, journal)
             _sweep(journal, spool, log)
+            leaving.sweep(engine_store(config))
         self._bell = Bell(config.run_dir, "analyse")
         self._go = threading.Event()
         self._runtime = child_runtime(config)
