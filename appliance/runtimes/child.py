@@ -251,7 +251,7 @@ def wait_behind(more: int) -> None:
         try:
             Path("/proc/self/autogroup").write_text(str(os.getpriority(os.PRIO_PROCESS, 0)))
         except BlockingIOError:
-            time.sleep(_NICE_AGAIN_S)
+            select.select([], [], [], _NICE_AGAIN_S)  # the kernel tells nobody when it may be asked again
         except OSError:  # no such kernel, or no such right: nice alone has to do
             return
         else:
