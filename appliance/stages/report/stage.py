@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from appliance.digest import digest_of
-from appliance.engine_ops import LabelScores
+from appliance.engine_ops import LesionCandidates
 from appliance.errors import CannotAnalyse, OutOfResources
 from appliance.file_head import file_head, make_seal
 from appliance.imaging import render
@@ -224,7 +224,7 @@ class Reporter:
             corrects_identity=identity.differs_from_earlier(self._desk.journal, job, patient),
             box_utc_offset=self._press.utc_offset(concluded_at),
             implausible_clock=job.implausible_clock,
-            finding_site=None if isinstance(manifest.postprocess, LabelScores) else LUNG,
+            finding_site=LUNG if isinstance(manifest.postprocess, LesionCandidates) else None,
         )
 
     def _store(self, job: Job, item: _Item) -> Owing:
