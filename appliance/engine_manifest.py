@@ -329,11 +329,11 @@ def _unfit_for_patches(manifest: Manifest, op: SlidingWindow, number: int) -> It
     last = manifest.postprocess
     if manifest.scope is not Scope.SERIES:
         yield ("preprocess", number), "sliding_window works on a volume, and the scope is instance"
-    if not last.dense or (isinstance(last, Segmentation) and last.kind == "classes"):
-        yield ("postprocess",), f"answers to patches are averaged where they overlap: {last.op} of these has no meaning"
+    if not last.joined or (isinstance(last, Segmentation) and last.kind == "classes"):
+        yield ("postprocess",), f"{last.op} cannot be put together from answers to patches"
     for key, tensors, names in (
         ("inputs", manifest.inputs, {tensor.name for tensor in manifest.inputs}),
-        ("outputs", manifest.outputs, set(last.output_names())),
+        ("outputs", manifest.outputs, set(last.output_names()) if last.joined == "mean" else set()),
     ):
         for index, tensor in enumerate(tensors):
             if tensor.name in names and (tensor.shape[2:] != op.size or min(tensor.shape[:2]) < 1):

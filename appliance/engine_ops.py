@@ -40,8 +40,9 @@ class PreprocessOp(ManifestPart):
 
 class PostprocessOp(ManifestPart):
     scopes: ClassVar[tuple[str, ...]] = ("series",)  #: what may be read: "instance" is one film, "series" a volume
-    #: Whether the outputs lie on the grid of the inputs, element by element, so that those of patches can be joined.
-    dense: ClassVar[bool] = False
+    #: How answers to patches become one: "mean" where outputs lie on the grid of the inputs, element by element, and
+    #: are averaged; "union" where they are lists of boxes; "" where there is no way.
+    joined: ClassVar[Literal["", "mean", "union"]] = ""
 
     def output_names(self) -> tuple[str, ...]:
         """The outputs of the model that this op reads."""
@@ -150,10 +151,12 @@ PatchLength = Annotated[int, Field(ge=8, le=512)]
 class SlidingWindow(PreprocessOp):
     """The model takes a patch of `size` voxels (z, y, x), and is run on as many as cover the volume. The last op.
 
-    Neighbours overlap by at least `overlap` of their size. Where they do, the outputs are averaged: all alike
-    (`constant`), or weighted by a Gaussian about each patch's centre. A volume smaller than a patch is filled up at
-    its far ends: the image with its nearest voxel, masks with 0. The outputs must be dense: on the grid of the inputs.
-    A golden case of such an engine is one patch and what the model answers to it.
+    Neighbours overlap by at least `overlap` of their size. Where they do, outputs on the grid of the inputs are
+    averaged: all alike (`constant`), or weighted by a Gaussian about each patch's centre. Boxes are put together. A
+    volume smaller than a patch is filled up at its far ends: the image with its nearest voxel, masks with 0.
+
+    The deadline is of the whole volume. A golden case of such an engine is one patch and what the model answers to it,
+    and what `engines verify` measures is the time of one patch.
     """
 
     op: Literal["sliding_window"]
@@ -165,7 +168,7 @@ class SlidingWindow(PreprocessOp):
 class LesionCandidates(PostprocessOp):
     """Peaks of a score volume, measured in the source images and ranked; at most `max_findings`."""
 
-    dense: ClassVar[bool] = True
+    joined: ClassVar[Literal["", "mean", "union"]] = "mean"
 
     op: Literal["lesion_candidates"]
     score: Name
@@ -311,9 +314,10 @@ class Boxes3D(BoxOutputs):
     """Of a volume: least corner, then greatest (or centre, then lengths), edges in voxels of the model's grid.
 
     A finding has its centre in patient mm and is drawn on the slice next to it. It has no size in mm: a box has sides,
-    no axes.
+    no axes. Boxes of patches are put together before overlapping ones are thinned out.
     """
 
+    joined: ClassVar[Literal["", "mean", "union"]] = "union"
     lengths: ClassVar[int] = 6
     op: Literal["boxes_3d"]
     axes: Literal["zyx", "xyz"] = "zyx"  #: order within each corner; z is along the slices' normal
@@ -328,7 +332,7 @@ class Segmentation(PostprocessOp):
     is marked, in ml.
     """
 
-    dense: ClassVar[bool] = True
+    joined: ClassVar[Literal["", "mean", "union"]] = "mean"
     op: Literal["segmentation"]
     output: Name
     kind: Literal["probabilities", "classes"]

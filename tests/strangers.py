@@ -82,7 +82,7 @@ class Network:
             ]
             for tensors in (inputs, outputs)
         ]
-        graph = make_graph(self._nodes, "theirs", *described, self._constants)
+        graph = make_graph(self._nodes, "theirs", described[0], described[1], self._constants)
         proto = make_model(graph, opset_imports=[make_opsetid("", 17)], ir_version=8)
         onnx.checker.check_model(proto, full_check=True)
         content: bytes = proto.SerializeToString()

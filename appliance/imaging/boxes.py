@@ -5,7 +5,7 @@ and its count of boxes is the model's word.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from appliance.imaging.volume import Volume
 from appliance.model import Finding
 
 MOST_BOXES = 100_000  #: that a model may answer
+MOST_SCORES = 2**23  #: of all boxes and labels
 MOST_CANDIDATES = 1000  #: above their threshold, best first, that are compared with each other
 
 #: (count, 2, axes): the least and the greatest corner of each box, as edges, in the order of the image's axes.
@@ -96,42 +97,106 @@ def _kept(op: BoxOutputs, found: _Found, corners: Corners, shape: tuple[int, ...
     return [(int(found.labels[n]), round(float(found.scores[n]), 4), corners[n]) for n in best]
 
 
+class Union:
+    """The boxes of many patches of one volume, as if one run had answered them all; at most `MOST_CANDIDATES`."""
+
+    def __init__(self, op: Boxes3D, labels: Mapping[str, Label]) -> None:
+        self._op, self._labels = op, labels
+        self._all: _Listed | None = None
+
+    def add(self, answers: Outputs, start: tuple[int, ...]) -> None:
+        """Those of the patch that begins at this voxel (z, y, x). Raises RuntimeFailed."""
+        found = _best(self._op, self._labels, _read(self._op, answers))
+        shift = np.array(start[::-1] if self._op.axes == "xyz" else start, np.float32)
+        ends = shift if self._op.layout == "corners" else np.zeros_like(shift)  # a size stays what it is
+        found = replace(found, boxes=found.boxes + np.concatenate([shift, ends]))
+        whole = found if self._all is None else self._all.and_also(found)
+        self._all = _best(self._op, self._labels, whole)
+
+    def whole(self) -> dict[str, NDArray[np.generic]]:
+        """Outputs as the op reads them; none before the first patch."""
+        if self._all is None:
+            return {}
+        answers: dict[str, NDArray[np.generic]] = {self._op.boxes: self._all.boxes, self._op.scores: self._all.scores}
+        if self._op.classes is not None and self._all.classes is not None:
+            answers[self._op.scores] = self._all.scores[:, 0]
+            answers[self._op.classes] = self._all.classes + self._op.first_class
+        return answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Listed:
+    """What a model listed: boxes (count, lengths), scores (count, labels or 1), the number of each box's label."""
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64] | None
+
+    def at(self, rows: NDArray[np.intp]) -> "_Listed":
+        classes = None if self.classes is None else self.classes[rows]
+        return _Listed(boxes=self.boxes[rows], scores=self.scores[rows], classes=classes)
+
+    def and_also(self, other: "_Listed") -> "_Listed":
+        classes = None
+        if self.classes is not None and other.classes is not None:
+            classes = np.concatenate([self.classes, other.classes])
+        return _Listed(
+            boxes=np.concatenate([self.boxes, other.boxes]),
+            scores=np.concatenate([self.scores, other.scores]),
+            classes=classes,
+        )
+
+
+def _best(op: BoxOutputs, labels: Mapping[str, Label], listed: _Listed) -> _Listed:
+    """Those of the boxes that are looked at."""
+    rows, _ = _candidates(op, labels, listed)
+    return listed.at(np.unique(rows))
+
+
 def _found(op: BoxOutputs, labels: Mapping[str, Label], answers: Outputs) -> _Found:
     """The best above their label's threshold, corners in the model's grid, axes as the model has them."""
-    values, scores, classes = _read(op, answers)
+    listed = _read(op, answers)
+    rows, columns = _candidates(op, labels, listed)
+    scores = listed.scores[rows, columns if listed.classes is None else 0]
+    return _Found(corners=_corners(op, listed.boxes[rows]), scores=scores, labels=columns)
+
+
+def _candidates(
+    op: BoxOutputs, labels: Mapping[str, Label], listed: _Listed
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Which box, and for which label: the best above their label's threshold, best first. Raises RuntimeFailed."""
+    scores, classes = listed.scores, listed.classes
     thresholds = np.array([labels[name].threshold for name in op.labels], np.float32)
     if classes is None:
         rows, columns = np.nonzero(scores >= thresholds)
+        own = scores[rows, columns]
     else:
         rows = np.flatnonzero(scores[:, 0] >= thresholds.min())
         if rows.size and not (classes[rows].min() >= 0 and classes[rows].max() < len(op.labels)):
             raise nonsense(f"{op.classes} names classes that are none of {len(op.labels)} labels")
         rows = rows[scores[rows, 0] >= thresholds[classes[rows]]]
-        columns = classes[rows]
-    own = scores[rows, columns if classes is None else 0]
+        columns, own = classes[rows], scores[rows, 0]
     best = np.argsort(-own, kind="stable")[:MOST_CANDIDATES]
-    corners = _corners(op, values[rows[best]])
-    return _Found(corners=corners, scores=own[best], labels=columns[best])
+    return rows[best], columns[best]
 
 
-def _read(
-    op: BoxOutputs, answers: Outputs
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64] | None]:
-    """Boxes (count, lengths), scores (count, labels or 1), label of each box; the batch axis is gone."""
+def _read(op: BoxOutputs, answers: Outputs) -> _Listed:
+    """The outputs, checked, without a batch axis. Raises RuntimeFailed."""
     shape = given(answers, op.boxes).shape
     if len(shape) not in (2, 3) or shape[-1] != op.lengths or shape[:-2] not in ((), (1,)):
         raise nonsense(f"{op.boxes} has the shape {shape}, not (count, {op.lengths})")
     lead, count = shape[:-1], shape[-2]
-    if count > MOST_BOXES:
-        raise nonsense(f"{count} boxes")
-    values = outputs.finite(answers, op.boxes, shape).reshape(count, op.lengths)
+    if count > MOST_BOXES or count * len(op.labels) > MOST_SCORES:
+        raise nonsense(f"{count} boxes of {len(op.labels)} labels")
+    listed = outputs.finite(answers, op.boxes, shape).reshape(count, op.lengths)
+    classes = None
     if op.classes is not None:
         classes = outputs.whole_numbers(answers, op.classes, lead).reshape(count) - op.first_class
-        return values, outputs.scores(answers, op.scores, lead).reshape(count, 1), classes
-    if len(op.labels) == 1 and given(answers, op.scores).ndim == len(lead):
-        return values, outputs.scores(answers, op.scores, lead).reshape(count, 1), None
-    each = (*lead, len(op.labels))
-    return values, outputs.scores(answers, op.scores, each).reshape(count, len(op.labels)), None
+    # Of one label the scores may have an axis for it or not.
+    is_bare = classes is not None or (len(op.labels) == 1 and given(answers, op.scores).ndim == len(lead))
+    each = 1 if is_bare else len(op.labels)
+    scores = outputs.scores(answers, op.scores, lead if is_bare else (*lead, each)).reshape(count, each)
+    return _Listed(boxes=listed, scores=scores, classes=classes)
 
 
 def _corners(op: BoxOutputs, values: NDArray[np.float32]) -> Corners:

@@ -29,7 +29,8 @@ def parts(marked: Mask, most: int, values: NDArray[np.float32] | None = None) ->
     if values is None:
         weights = np.bincount(labels.ravel())[1:]
     else:
-        weights = ndimage.maximum(values, labels, np.arange(1, count + 1))
+        weights = np.full(count, -np.inf, np.float32)
+        np.maximum.at(weights, labels[marked] - 1, values[marked])
     chosen = np.argsort(-weights, kind="stable")[:most]
     rank = np.zeros(count + 1, labels.dtype)
     rank[chosen + 1] = np.arange(1, chosen.size + 1)

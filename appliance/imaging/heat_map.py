@@ -14,7 +14,7 @@ from appliance.imaging.outputs import Outputs, Said, given, nonsense
 from appliance.imaging.preprocess import ModelImage
 from appliance.model import Finding
 
-MAX_SIDE = 4096
+MAX_SIDE = 2048  #: of a map: as many elements as the largest film has pixels for a model
 MOST_REGIONS = 256  #: of a label, the best, that are looked at
 
 Box = tuple[float, float, float, float]

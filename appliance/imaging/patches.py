@@ -8,7 +8,7 @@ The deadline and `cancelled` are of the whole volume; both are looked at before 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.engine_manifest import Manifest
-from appliance.engine_ops import SlidingWindow
+from appliance.engine_ops import Boxes3D, SlidingWindow
 from appliance.errors import CannotAnalyse, RuntimeCancelled, RuntimeFailed
-from appliance.imaging import outputs
+from appliance.imaging import boxes, outputs
 from appliance.imaging.grid import Float
 from appliance.model import Reason
 from appliance.ports import Array, LoadedEngine
@@ -59,7 +59,8 @@ def ask(op: SlidingWindow, manifest: Manifest, loaded: LoadedEngine, question: Q
     """
     until = time.monotonic() + question.deadline_s
     whole = next(iter(question.inputs.values())).shape[2:]
-    joined = {name: _Joined(channels, whole) for name, channels in _channels(manifest, whole).items()}
+    last = manifest.postprocess
+    joined = _Boxes(last, manifest) if isinstance(last, Boxes3D) else _Means(manifest, op, whole)
     rows = [_row(length, size, op) for length, size in zip(whole, op.size, strict=True)]
     places = list(product(*rows))
     run_ms, degraded = 0.0, ""
@@ -78,11 +79,10 @@ def ask(op: SlidingWindow, manifest: Manifest, loaded: LoadedEngine, question: Q
         run_ms += loaded.last_run_ms
         if loaded.degraded:
             slow, degraded = slow + 1, loaded.degraded
-        for name, values in _checked(manifest, answers, op.size):
-            joined[name].add(values, place)
+        joined.add(answers, place)
     if 0 < slow < len(places):
         degraded = f"{slow} of {len(places)} patches: {degraded}"
-    return Answer(outputs={name: one.whole() for name, one in joined.items()}, run_ms=run_ms, degraded=degraded)
+    return Answer(outputs=joined.whole(), run_ms=run_ms, degraded=degraded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,38 +131,47 @@ def _cut(array: Array, place: _Place, size: tuple[int, ...], fill: str) -> Array
     return np.pad(part, missing, mode=fill)  # type: ignore[no-any-return,call-overload]
 
 
-def _channels(manifest: Manifest, whole: tuple[int, ...]) -> dict[str, int]:
-    """Of each output that is read. Raises CannotAnalyse(UNSUITABLE) where they would take too much memory."""
-    read = manifest.postprocess.output_names()
-    channels = {tensor.name: tensor.shape[1] for tensor in manifest.outputs if tensor.name in read}
-    if sum(channels.values()) * prod(whole) > MAX_JOINED:
-        words = " x ".join(map(str, whole))
-        raise CannotAnalyse(Reason.UNSUITABLE, f"{words} voxels of {sum(channels.values())} outputs are too many")
-    return channels
+class _Boxes:
+    """Boxes of the whole volume, growing by patches."""
+
+    def __init__(self, op: Boxes3D, manifest: Manifest) -> None:
+        self._union = boxes.Union(op, manifest.labels)
+
+    def add(self, answers: Mapping[str, Array], place: _Place) -> None:
+        self._union.add(answers, tuple(step.start for step in place))
+
+    def whole(self) -> dict[str, Array]:
+        return self._union.whole()
 
 
-def _checked(manifest: Manifest, answers: Mapping[str, Array], size: tuple[int, ...]) -> Iterator[tuple[str, Float]]:
-    """What is nonsense in one patch must not hide in the mean of several. Raises RuntimeFailed."""
-    last = manifest.postprocess
-    for tensor in manifest.outputs:
-        if tensor.name in last.output_names():
-            check = outputs.scores if tensor.name in last.score_names() else outputs.finite
-            yield tensor.name, check(answers, tensor.name, (*tensor.shape[:2], *size))
+class _Means:
+    """Outputs on the grid of the whole volume, growing by patches."""
 
+    def __init__(self, manifest: Manifest, op: SlidingWindow, whole: tuple[int, ...]) -> None:
+        """Raises CannotAnalyse(UNSUITABLE) where they would take too much memory."""
+        read = manifest.postprocess.output_names()
+        self._shapes = {
+            tensor.name: (*tensor.shape[:2], *op.size) for tensor in manifest.outputs if tensor.name in read
+        }
+        self._scores = frozenset(manifest.postprocess.score_names())
+        channels = sum(shape[1] for shape in self._shapes.values())
+        if channels * prod(whole) > MAX_JOINED:
+            words = " x ".join(map(str, whole))
+            raise CannotAnalyse(Reason.UNSUITABLE, f"{words} voxels of {channels} outputs are too many")
+        self._sums = {name: np.zeros((*shape[:2], *whole), np.float32) for name, shape in self._shapes.items()}
+        self._ranges = dict.fromkeys(read, (np.float32(np.inf), np.float32(-np.inf)))
 
-class _Joined:
-    """One output of the whole volume, growing by patches."""
-
-    def __init__(self, channels: int, whole: tuple[int, ...]) -> None:
-        self._sum = np.zeros((1, channels, *whole), np.float32)
-        self._least, self._most = np.float32(np.inf), np.float32(-np.inf)
-
-    def add(self, values: Float, place: _Place) -> None:
+    def add(self, answers: Mapping[str, Array], place: _Place) -> None:
+        """Each patch is checked by itself: nonsense must not hide in the mean of several. Raises RuntimeFailed."""
         deep, high, wide = (step.weights for step in place)
-        part = values[:, :, : deep.size, : high.size, : wide.size]
-        self._least, self._most = min(self._least, part.min()), max(self._most, part.max())
-        self._sum[_window(place)] += part * (deep[:, None, None] * high[:, None]) * wide
+        weights = (deep[:, None, None] * high[:, None]) * wide
+        for name, shape in self._shapes.items():
+            check = outputs.scores if name in self._scores else outputs.finite
+            part = check(answers, name, shape)[:, :, : deep.size, : high.size, : wide.size]
+            least, most = self._ranges[name]
+            self._ranges[name] = min(least, part.min()), max(most, part.max())
+            self._sums[name][_window(place)] += part * weights
 
-    def whole(self) -> Float:
+    def whole(self) -> dict[str, Array]:
         """Within the range of what was added: rounding makes a mean of ones 1.0000001."""
-        return np.clip(self._sum, self._least, self._most, out=self._sum)
+        return {name: np.clip(array, *self._ranges[name], out=array) for name, array in self._sums.items()}

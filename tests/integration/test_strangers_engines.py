@@ -213,7 +213,8 @@ def write_classifier(folder: Path) -> EnginePackage:
 def test_a_classifier_that_gives_a_heat_map(tmp_path: Path, read: Callable[..., Read]) -> None:
     found = read(write_classifier(tmp_path / "package"), film_of(tmp_path))
     (finding,) = found.findings
-    assert (finding.label, finding.score) == ("opacity", pytest.approx(1, abs=0.01))
+    assert finding.label == "opacity"
+    assert finding.score == pytest.approx(1, abs=0.01)
     assert finding.box == pytest.approx(INSERT, abs=8 * SCALE / 2 + 1)  # a cell of the map is 25 pixels
     assert set(found.reading.measures) == {"opacity", "lucency"}
     shown(found)

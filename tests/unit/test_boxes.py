@@ -14,7 +14,7 @@ from appliance.engine_ops import Boxes, Boxes3D, CropToMask, Letterbox, Resample
 from appliance.errors import RuntimeFailed
 from appliance.imaging import boxes, preprocess
 from appliance.imaging.film import Film
-from appliance.imaging.grid import Grid
+from appliance.imaging.grid import Grid, identity
 from appliance.imaging.outputs import Said
 from appliance.imaging.preprocess import ModelImage
 from tests.sources import CODE, read_film_of, read_volume_of
@@ -110,7 +110,7 @@ def test_no_box_is_no_finding(film: Film) -> None:
         ({"b": [[1, 2, np.nan, 4]], "s": [0.1]}, "b is not finite"),
         ({"b": [[1, 2, 3, 4]], "s": [1.1]}, r"s lies outside 0\.\.1"),
         ({"b": [[3, 2, 1, 4]], "s": [0.9]}, "end before they begin"),
-        ({"b": np.zeros((100_001, 4)), "s": np.zeros(100_001)}, "100001 boxes"),
+        ({"b": np.zeros((100_001, 4)), "s": np.zeros(100_001)}, "100001 boxes of 1 labels"),
     ],
 )
 def test_nonsense_is_an_error_and_no_finding(film: Film, answers: dict[str, Any], words: str) -> None:
@@ -153,7 +153,7 @@ def test_what_is_seen_in_the_letterbox_is_found_in_the_film(tmp_path: Path) -> N
     film = read_film_of(tmp_path, 120, 90)
     film.image[40:60, 30:75] = 1
     seen = boxed(film)
-    rows, columns = np.nonzero(seen.image > 0.5)
+    rows, columns = np.nonzero(f32(seen.image) > 0.5)
     box = f32([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]])
     op = Boxes.model_validate(ONE)
     (finding,) = boxes.boxes(op, LABELS, film, seen, {"b": box, "s": f32([0.9])}).findings
@@ -232,7 +232,7 @@ def test_a_box_in_what_was_filled_up_beyond_the_volume_is_dropped(tmp_path: Path
     whole = ModelImage(
         image=np.zeros((10, 20, 20), np.float32),
         masks={"m": np.ones((10, 20, 20), np.float32)},
-        grid=preprocess.identity((1.0, 1.0, 1.0)),
+        grid=identity((1.0, 1.0, 1.0)),
     )
     image = preprocess._cropped(crop, whole)
     assert image.image.shape == (16, 32, 32)

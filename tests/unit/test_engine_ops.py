@@ -95,6 +95,10 @@ MAP = {"op": "heat_map", "map": "m"}
             outputs=[tensor("b", -1, 6), tensor("s", -1, 2)],
             postprocess=BOXES | {"op": "boxes_3d", "labels": ["one", "two"]},
         ),
+        volume_engine(
+            outputs=[tensor("b", -1, 6), tensor("s", -1, 2)],
+            postprocess=BOXES | {"op": "boxes_3d", "labels": ["one", "two"]},
+        ),
     ],
 )
 def test_what_fits_together_has_no_fault(data: dict[str, Any]) -> None:
@@ -158,14 +162,14 @@ def test_what_fits_together_has_no_fault(data: dict[str, Any]) -> None:
                 outputs=[tensor("p", 1, 1, *PATCH)],
                 postprocess={"op": "segmentation", "output": "p", "kind": "classes", "labels": ["one", "two"]},
             ),
-            "postprocess: answers to patches are averaged where they overlap: segmentation of these has no meaning",
+            "postprocess: segmentation cannot be put together from answers to patches",
         ),
         (
             volume_engine(
-                outputs=[tensor("b", -1, 6), tensor("s", -1, 2)],
-                postprocess=BOXES | {"op": "boxes_3d", "labels": ["one", "two"]},
+                outputs=[tensor("s", 1, 2)],
+                postprocess={"op": "label_scores", "scores": "s", "labels": ["one", "two"]},
             ),
-            "postprocess: answers to patches are averaged where they overlap: boxes_3d of these has no meaning",
+            "postprocess: label_scores cannot be put together from answers to patches",
         ),
         (
             volume_engine(

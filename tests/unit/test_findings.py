@@ -20,6 +20,7 @@ from appliance.imaging.grid import identity
 from appliance.imaging.headers import ImageHeader, Plane, read_header
 from appliance.imaging.measure import Seed, measure
 from appliance.imaging.measure import ball as ball_of
+from appliance.imaging.outputs import Said
 from appliance.imaging.preprocess import ModelImage
 from appliance.model import Reason
 from tests.slices import ct_slice, film, save
@@ -143,7 +144,7 @@ class Case:
     def seed(self, centre: tuple[float, ...], radius: float) -> Seed:
         return Seed(centre=centre, radius_mm=radius, hull=self.image.masks["lung"], grid=self.image.grid)
 
-    def said(self, **changes: Any) -> findings.Said:
+    def said(self, **changes: Any) -> Said:
         return findings.lesion_candidates(LESION, LABELS, self.volume, self.image, {**self.outputs, **changes})
 
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from appliance.engine_manifest import Manifest
-from appliance.engine_ops import SlidingWindow
+from appliance.engine_ops import Boxes3D, SlidingWindow
 from appliance.errors import CannotAnalyse, RuntimeCancelled, RuntimeFailed
-from appliance.imaging import patches
+from appliance.imaging import boxes, patches
+from appliance.imaging.grid import identity
 from appliance.imaging.patches import Answer, Question
+from appliance.imaging.preprocess import ModelImage
 from appliance.model import Reason
 from appliance.ports import Array
+from tests.sources import read_volume_of
 from tests.strangers import manifest_of
 
 Patch = Mapping[str, Array]
@@ -253,3 +257,99 @@ def test_it_is_told_how_much_did_not_run_where_it_should() -> None:
     assert ask(random((20, 8, 8)), Loaded()).degraded == ""
     assert ask(random((20, 8, 8)), Loaded(degraded_at=(0,))).degraded == "1 of 3 patches: the server is away"
     assert ask(random((20, 8, 8)), Loaded(degraded_at=(0, 1, 2))).degraded == "the server is away"
+
+
+# Boxes.
+
+BOXES = {"op": "boxes_3d", "boxes": "b", "scores": "s", "labels": ["one", "two"], "iou": 0.2}
+BLOBS = ((slice(3, 7), slice(2, 6), slice(4, 9)), (slice(14, 19), slice(9, 13), slice(1, 5)))
+
+
+def boxed(values: NDArray[np.float32]) -> tuple[list[list[int]], list[list[float]]]:
+    """Corners of what is 1 and of what is 2, and how much of it there is, as scores of the first and second label."""
+    found, scores = [], []
+    for label, value in enumerate((1, 2)):
+        places = np.argwhere(values == value)
+        if places.size:
+            found.append([*places.min(axis=0).tolist(), *(places.max(axis=0) + 1).tolist()])
+            scores.append([0.0, 0.0])
+            scores[-1][label] = min(1.0, len(places) / 100)
+    return found, scores
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"axes": "xyz"}, {"layout": "centre_size"}, {"layout": "centre_size", "axes": "xyz"}, {"classes": "c"}],
+)
+def test_boxes_of_patches_are_those_of_the_volume(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Blobs of 80 voxels, whole in at least one patch: pieces of them in others are less sure."""
+    op = Boxes3D.model_validate(BOXES | changes)
+    source = read_volume_of(tmp_path, (21, 16, 10), (1.0, 1.0, 1.0))
+    volume = np.zeros((21, 16, 10), np.float32)
+    for value, blob in enumerate(BLOBS, 1):
+        volume[blob] = value
+
+    def answer(patch: Patch) -> dict[str, Array]:
+        found, scores = boxed(patch["volume"][0, 0].astype(np.float32))
+        corners = np.array(found, np.float32).reshape(-1, 2, 3)
+        if op.axes == "xyz":
+            corners = corners[..., ::-1]
+        if op.layout == "centre_size":
+            corners = np.stack([corners.mean(axis=1), corners[:, 1] - corners[:, 0]], axis=1)
+        each = np.array(scores, np.float32).reshape(-1, 2)
+        best = {"s": each} if op.classes is None else {"s": each.max(axis=1, initial=0), "c": each.argmax(axis=1)}
+        return {"b": corners.reshape(-1, 6), **best}
+
+    question = Question(
+        inputs={"volume": volume[None, None]}, masks=frozenset(), deadline_s=60, cancelled=lambda: False
+    )
+    sliding = SlidingWindow(op="sliding_window", size=(12, 12, 8), overlap=0.5)
+    labels = manifest((12, 12, 8)).labels
+    declared = manifest((12, 12, 8), postprocess=op.model_dump())
+    loaded = Loaded(answer)
+    answers = patches.ask(sliding, declared, loaded, question).outputs
+    assert len(loaded.shapes) > 4
+    image = ModelImage(image=volume, masks={}, grid=identity((1.0, 1.0, 1.0)))
+    joined = boxes.boxes_3d(op, labels, source, image, answers)
+    assert joined == boxes.boxes_3d(op, labels, source, image, answer({"volume": volume[None, None]}))
+    assert [(finding.label, finding.score, finding.box) for finding in joined.findings] == [
+        ("one", 0.8, (4, 2, 9, 6)),
+        ("two", 0.8, (1, 9, 5, 13)),
+    ]
+
+
+def test_a_patch_without_a_box_adds_none() -> None:
+    def first_only(patch: Patch) -> dict[str, Array]:
+        count = int(patch["volume"].any())
+        return {"b": np.ones((count, 6), np.float32), "s": np.full((count, 2), 0.9, np.float32)}
+
+    volume = np.zeros((1, 1, 20, 8, 8), np.float32)
+    volume[0, 0, 0] = 1
+    question = Question(inputs={"volume": volume}, masks=frozenset(), deadline_s=60, cancelled=lambda: False)
+    op = SlidingWindow(op="sliding_window", size=(8, 8, 8))
+    declared = manifest((8, 8, 8), postprocess=BOXES)
+    assert len(patches.ask(op, declared, Loaded(first_only), question).outputs["b"]) == 1
+
+
+def test_many_boxes_of_many_patches_stay_few() -> None:
+    rng = np.random.default_rng(1)
+
+    def noise(_: Patch) -> dict[str, Array]:
+        low = rng.uniform(0, 7, (3000, 3))
+        return {
+            "b": np.concatenate([low, low + 1], axis=1).astype(np.float32),
+            "s": rng.uniform(0, 1, (3000, 2)).astype(np.float32),
+        }
+
+    declared = manifest((8, 8, 8), postprocess=BOXES)
+    question = Question(
+        inputs={"volume": np.zeros((1, 1, 20, 8, 8), np.float32)},
+        masks=frozenset(),
+        deadline_s=60,
+        cancelled=lambda: False,
+    )
+    op = SlidingWindow(op="sliding_window", size=(8, 8, 8))
+    answers = patches.ask(op, declared, Loaded(noise), question).outputs
+    assert 500 <= len(answers["b"]) == len(answers["s"]) <= 1000
+    assert answers["b"][:, 3].max() > 14
+    assert answers["s"].max(axis=1).min() > 0.9

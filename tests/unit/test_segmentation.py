@@ -155,8 +155,9 @@ def test_nonsense_is_an_error_and_no_finding(
 def test_the_ends_of_rows_have_the_axes_of_all_pixels(seed: int) -> None:
     section = np.random.default_rng(seed).random((9, 11)) < 0.3
     section[4, 5] = True
-    ends = segmentation._ends_of_rows(section)
-    assert axes(*ends, (0.7, 0.7)) == axes(*np.nonzero(section), (0.7, 0.7))
+    rows, columns = segmentation._ends_of_rows(section)
+    all_rows, all_columns = np.nonzero(section)
+    assert axes(rows, columns, (0.7, 0.7)) == axes(all_rows, all_columns, (0.7, 0.7))
 
 
 def test_parts_are_ranked_by_size_or_by_peak() -> None:
