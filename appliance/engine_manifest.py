@@ -312,16 +312,13 @@ def _misplaced_ops(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
     elif closing != list(manifest.preprocess[len(manifest.preprocess) - len(closing) :]):
         yield ("preprocess",), f"{closing[0].op} has no other op after it but sliding_window"
     made = {name for op in manifest.preprocess for name in op.input_names()}
+    axes = ("rows", "columns") if manifest.scope is Scope.INSTANCE else ("z", "y", "x")
+    of_image = max((len(op.mean) for op in manifest.preprocess if isinstance(op, Normalise)), default=1)
     for index, tensor in enumerate(manifest.inputs):
-        channels = 1 if tensor.name in made else channels_of(manifest)
-        if len(tensor.shape) < 3 or not fits(tensor.shape[:2], (1, channels)):
-            words = f"{tensor.name} has the shape {list(tensor.shape)}; it gets (1, {channels}, ...)"
-            yield ("inputs", index, "shape"), f"{words}: batch and channel axes lead, and normalise makes channels"
-
-
-def channels_of(manifest: Manifest) -> int:
-    """Of the image, as the model gets it."""
-    return max((len(op.mean) for op in manifest.preprocess if isinstance(op, Normalise)), default=1)
+        channels = 1 if tensor.name in made else of_image
+        if not fits(tensor.shape, (1, channels, *(None for _ in axes))):
+            words = f"{tensor.name} has the shape {list(tensor.shape)}; it gets (1, {channels}, {', '.join(axes)})"
+            yield ("inputs", index, "shape"), f"{words}: one image, and a channel for each mean of normalise"
 
 
 def _unfit_for_patches(manifest: Manifest, op: SlidingWindow, number: int) -> Iterator[tuple[KeyPath, str]]:

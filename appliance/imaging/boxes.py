@@ -22,6 +22,7 @@ from appliance.model import Finding
 MOST_BOXES = 100_000  #: that a model may answer
 MOST_SCORES = 2**23  #: of all boxes and labels
 MOST_CANDIDATES = 1000  #: above their threshold, best first, that are compared with each other
+LEAST_SIDE = 0.02  #: of a pixel or slice: what is thinner has no two edges in the two decimals of a finding
 
 #: (count, 2, axes): the least and the greatest corner of each box, as edges, in the order of the image's axes.
 Corners = NDArray[np.float64]
@@ -47,7 +48,7 @@ def boxes(op: Boxes, labels: Mapping[str, Label], film: Film, image: ModelImage,
         Finding(label=op.labels[label], score=score, sop_instance_uid=uid, box=_flat(low, high))
         for label, score, (low, high) in _kept(op, found, image.grid.edges_to_source(corners), film.image.shape)
     ]
-    return Said(findings=tuple(findings), measures={"boxes": float(len(findings))})
+    return _said(op, findings)
 
 
 def boxes_3d(op: Boxes3D, labels: Mapping[str, Label], volume: Volume, image: ModelImage, answers: Outputs) -> Said:
@@ -68,7 +69,12 @@ def boxes_3d(op: Boxes3D, labels: Mapping[str, Label], volume: Volume, image: Mo
                 centre_mm=(round(x, 1), round(y, 1), round(z, 1)),
             )
         )
-    return Said(findings=tuple(findings), measures={"boxes": float(len(findings))})
+    return _said(op, findings)
+
+
+def _said(op: BoxOutputs, findings: list[Finding]) -> Said:
+    """The measure is of all that stayed: more than `max_findings` may have."""
+    return Said(findings=tuple(findings[: op.max_findings]), measures={"boxes": float(len(findings))})
 
 
 def suppressed(corners: Corners, scores: NDArray[np.float32], iou: float) -> list[int]:
@@ -86,15 +92,15 @@ def suppressed(corners: Corners, scores: NDArray[np.float32], iou: float) -> lis
 
 
 def _kept(op: BoxOutputs, found: _Found, corners: Corners, shape: tuple[int, ...]) -> list[tuple[int, float, Corners]]:
-    """(label, score, corners within the image) of those that stay, best first, at most `max_findings`."""
+    """(label, score, corners within the image) of those that stay, best first."""
     corners = np.clip(corners, 0, shape)
-    there = (corners[:, 1] > corners[:, 0]).all(axis=1)
+    there = (corners[:, 1] - corners[:, 0] > LEAST_SIDE).all(axis=1)
     kept: list[int] = []
     for label in range(len(op.labels)):
         own = np.flatnonzero(there & (found.labels == label))
         kept += own[suppressed(corners[own], found.scores[own], op.iou)].tolist()
-    best = sorted(kept)[: op.max_findings]  # they came best first
-    return [(int(found.labels[n]), round(float(found.scores[n]), 4), corners[n]) for n in best]
+    best_first = sorted(kept)  # as they came
+    return [(int(found.labels[n]), round(float(found.scores[n]), 4), corners[n]) for n in best_first]
 
 
 class Union:

@@ -28,7 +28,7 @@ from appliance.imaging.lungs import lung_hull
 from appliance.model import Reason
 
 MAX_RESAMPLED = 2**26  #: elements, before anything is cut away
-MAX_ELEMENTS = 2**24  #: of what a model gets in one run, each channel: 64 MB
+MAX_ELEMENTS = 2**24  #: of what a model gets in one run: 64 MB, all channels of the image; each mask
 MAX_IN_PATCHES = 2**25  #: of what it gets patch by patch
 
 
@@ -50,13 +50,16 @@ def run(steps: Iterable[PreprocessOp], image: NDArray[np.generic], spacing_mm: t
     The last two are not for here: `normalise` is done by `channels`, and `sliding_window` while the model is asked.
     """
     state = ModelImage(image=image, masks={}, grid=identity(spacing_mm))
-    most = MAX_ELEMENTS
+    most, count = MAX_ELEMENTS, 1
     for step in steps:
-        if isinstance(step, SlidingWindow):
-            most = MAX_IN_PATCHES
-        elif not isinstance(step, Normalise):
-            state = _apply(step, state)
-    if state.image.size > most:
+        match step:
+            case SlidingWindow():
+                most = MAX_IN_PATCHES
+            case Normalise():
+                count = len(step.mean)
+            case _:
+                state = _apply(step, state)
+    if state.image.size * count > most:
         raise CannotAnalyse(Reason.UNSUITABLE, f"{state.image.size} elements are too many for the model")
     return state
 
@@ -66,9 +69,11 @@ def channels(steps: Iterable[PreprocessOp], image: NDArray[np.generic]) -> NDArr
     op = next((step for step in steps if isinstance(step, Normalise)), None)
     if op is None:
         return image.reshape(1, 1, *image.shape)
-    values = image.astype(np.float32, copy=False)
-    made = [(values - np.float32(mean)) / np.float32(std) for mean, std in zip(op.mean, op.std, strict=True)]
-    return np.stack(made)[None]
+    made = np.empty((1, len(op.mean), *image.shape), np.float32)
+    for number, (mean, std) in enumerate(zip(op.mean, op.std, strict=True)):
+        np.subtract(image, np.float32(mean), out=made[0, number], casting="same_kind")
+        made[0, number] /= np.float32(std)
+    return made
 
 
 def film_of(steps: Iterable[PreprocessOp], given: NDArray[np.generic]) -> NDArray[np.generic]:

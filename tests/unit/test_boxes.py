@@ -69,8 +69,8 @@ def test_the_ways_to_write_a_box(film: Film, changes: dict[str, Any], box: list[
 
 def test_a_box_is_clipped_to_the_film_and_dropped_outside_it(film: Film) -> None:
     """The film is between 12.5 and 37.5 pixels from the top of the square; the rest is filled up."""
-    sizes = [[0, 0, 10, 20], [0, 0, 50, 12], [-1e30, 13, 60, 1e30]]
-    found = said(film, ONE, b=f32(sizes), s=f32([0.6, 0.9, 0.7])).findings
+    sizes = [[0, 0, 10, 20], [0, 0, 50, 12], [-1e30, 13, 60, 1e30], [20, 20, 20, 30], [20.001, 20, 20.002, 30]]
+    found = said(film, ONE, b=f32(sizes), s=f32([0.6, 0.9, 0.7, 0.8, 0.8])).findings
     assert [finding.box for finding in found] == [(0, 2, 200, 100), (0, 0, 40, 30)]
 
 
@@ -82,7 +82,8 @@ def test_overlapping_boxes_of_one_label_are_one_finding_and_of_two_labels_two(fi
     assert [(f.label, f.score, f.box[0]) for f in found] == [("hernia", 0.9, 48), ("device", 0.85, 48)]
     found = said(film, TWO | {"iou": 0.7}, b=places, s=scores).findings
     assert [(f.label, f.score) for f in found] == [("hernia", 0.9), ("device", 0.85), ("hernia", 0.7)]
-    assert len(said(film, TWO | {"max_findings": 1}, b=places, s=scores).findings) == 1
+    bounded = said(film, TWO | {"max_findings": 1}, b=places, s=scores)
+    assert (len(bounded.findings), bounded.measures) == (1, {"boxes": 2.0})
 
 
 def test_classes_are_numbers_of_labels_and_padding_is_not_looked_at(film: Film) -> None:

@@ -121,11 +121,15 @@ def test_what_fits_together_has_no_fault(data: dict[str, Any]) -> None:
             "postprocess: c has the shape [-1, 2]",
         ),
         (film_engine({"op": "label_scores", "scores": "s"}, tensor("s", 1, 3)), "postprocess: s has the shape [1, 3]"),
+        (
+            volume_engine(preprocess=[], inputs=[tensor("volume", 1, 1, 64, 64)]),
+            "inputs.0.shape: volume has the shape [1, 1, 64, 64]; it gets (1, 1, z, y, x)",
+        ),
         (film_engine(MAP, tensor("m", 1, 2, 7, 7), scope="series"), "scope: the op heat_map reads one instance"),
         (volume_engine(scope="instance"), "scope: the op segmentation reads one series"),
         (
             film_engine(MAP, tensor("m", 1, 2, 7, 7), inputs=[tensor("film", 1, 3, 64, 64)]),
-            "inputs.0.shape: film has the shape [1, 3, 64, 64]; it gets (1, 1, ...)",
+            "inputs.0.shape: film has the shape [1, 3, 64, 64]; it gets (1, 1, rows, columns)",
         ),
         (
             film_engine(
