@@ -15,9 +15,11 @@ CODE = {"value": "1", "scheme": "99TEST", "meaning": "Test"}
 
 
 def write_film(folder: Path, pixels: NDArray[np.float32]) -> Path:
-    """A film of 8 bits; pixels are within [0, 1]."""
+    """A film of 8 bits, of another study than the volumes; pixels are within [0, 1]."""
     folder.mkdir(parents=True, exist_ok=True)
-    return save(folder / "film.dcm", film(np.rint(pixels * 255).astype(np.uint8), WindowCenter=128, WindowWidth=256))
+    uids = {"StudyInstanceUID": "1.2.5", "SeriesInstanceUID": "1.2.5.1", "SOPInstanceUID": "1.2.5.1.1"}
+    values = np.rint(pixels * 255).astype(np.uint8)
+    return save(folder / "film.dcm", film(values, WindowCenter=128, WindowWidth=256, **uids))
 
 
 def read_film_of(folder: Path, rows: int, columns: int) -> Film:
@@ -26,7 +28,7 @@ def read_film_of(folder: Path, rows: int, columns: int) -> Film:
 
 
 def write_volume(folder: Path, hu: NDArray[np.int16], mm: tuple[float, float, float]) -> list[Path]:
-    """Axial slices; the first voxel is at (0, 0, 0) mm."""
+    """Axial slices that say how many they are; the first voxel is at (0, 0, 0) mm."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
         save(
@@ -36,6 +38,7 @@ def write_volume(folder: Path, hu: NDArray[np.int16], mm: tuple[float, float, fl
                 (plane + 1024).astype(np.uint16),
                 PixelSpacing=list(mm[1:]),
                 ImagePositionPatient=[0, 0, index * mm[0]],
+                NumberOfSeriesRelatedInstances=hu.shape[0],
             ),
         )
         for index, plane in enumerate(hu)
