@@ -5,7 +5,7 @@ put something; each package must pass its own golden case.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -203,7 +203,7 @@ def items(dataset: Dataset) -> Iterator[Dataset]:
                 yield from items(item)
 
 
-def context_of(found: Read, headers: list[Dataset]) -> ReportContext:
+def context_of(found: Read, headers: Sequence[Dataset]) -> ReportContext:
     manifest = found.package.manifest
     engine = EngineIdentity(
         id=manifest.id,
