@@ -24,6 +24,7 @@ from appliance.imaging.grid import Float
 from appliance.model import Reason
 from appliance.ports import Array, LoadedEngine
 
+MAX_PATCHES = 10_000
 MAX_JOINED = 2**26  #: elements of all outputs together: 256 MB
 SIGMA = 1 / 8  #: of a patch's length, of the Gaussian about its centre
 LEAST_WEIGHT = 1e-3  #: of its corners, axis by axis
@@ -59,18 +60,19 @@ def ask(op: SlidingWindow, manifest: Manifest, loaded: LoadedEngine, question: Q
     """
     until = time.monotonic() + question.deadline_s
     whole = next(iter(question.inputs.values())).shape[2:]
+    rows = [_row(length, size, op) for length, size in zip(whole, op.size, strict=True)]
+    count = prod(map(len, rows))
+    if count > MAX_PATCHES:
+        raise CannotAnalyse(Reason.UNSUITABLE, f"{' x '.join(map(str, whole))} voxels are {count} patches: too many")
     last = manifest.postprocess
     joined = _Boxes(last, manifest) if isinstance(last, Boxes3D) else _Means(manifest, op, whole)
-    rows = [_row(length, size, op) for length, size in zip(whole, op.size, strict=True)]
-    places = list(product(*rows))
-    run_ms, degraded = 0.0, ""
-    slow = 0
-    for number, place in enumerate(places):
+    run_ms, slow, degraded = 0.0, 0, ""
+    for number, place in enumerate(product(*rows)):
         left_s = until - time.monotonic()
         if question.cancelled():
-            raise RuntimeCancelled(Reason.ENGINE_FAILED, f"cancelled after {number} of {len(places)} patches")
+            raise RuntimeCancelled(Reason.ENGINE_FAILED, f"cancelled after {number} of {count} patches")
         if left_s <= 0:
-            raise RuntimeFailed(Reason.DEADLINE, f"the time was over after {number} of {len(places)} patches")
+            raise RuntimeFailed(Reason.DEADLINE, f"the time was over after {number} of {count} patches")
         patch = {
             name: _cut(array, place, op.size, "constant" if name in question.masks else "edge")
             for name, array in question.inputs.items()
@@ -80,8 +82,8 @@ def ask(op: SlidingWindow, manifest: Manifest, loaded: LoadedEngine, question: Q
         if loaded.degraded:
             slow, degraded = slow + 1, loaded.degraded
         joined.add(answers, place)
-    if 0 < slow < len(places):
-        degraded = f"{slow} of {len(places)} patches: {degraded}"
+    if 0 < slow < count:
+        degraded = f"{slow} of {count} patches: {degraded}"
     return Answer(outputs=joined.whole(), run_ms=run_ms, degraded=degraded)
 
 

@@ -248,8 +248,10 @@ def test_no_output_is_nonsense() -> None:
 def test_more_than_the_memory_for_it_is_refused_before_the_first_patch() -> None:
     loaded = Loaded()
     with pytest.raises(CannotAnalyse, match="512 x 512 x 512 voxels of 2 outputs are too many") as caught:
-        ask(np.broadcast_to(np.float32(0), (512, 512, 512)), loaded)
+        ask(np.broadcast_to(np.float32(0), (512, 512, 512)), loaded, (256, 256, 256))
     assert caught.value.reason == Reason.UNSUITABLE
+    with pytest.raises(CannotAnalyse, match="300 x 300 x 300 voxels are 125000 patches: too many"):
+        ask(np.broadcast_to(np.float32(0), (300, 300, 300)), loaded)
     assert not loaded.shapes
 
 
