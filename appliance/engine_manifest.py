@@ -11,7 +11,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from appliance.engine_ops import CropToMask, LabelScores, LesionCandidates, ManifestPart, Postprocess, Preprocess
+from appliance.engine_ops import (
+    CropToMask,
+    LabelScores,
+    LesionCandidates,
+    ManifestPart,
+    Normalise,
+    Postprocess,
+    Preprocess,
+    Segmentation,
+    SlidingWindow,
+    fits,
+)
 
 MAX_FILES = 256
 
@@ -233,12 +244,20 @@ def contradictions(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
         yield ("one_per",), "only an engine of scope series can have one result per study"
     if manifest.prefer is not None and manifest.one_per is None:
         yield ("prefer",), "means nothing without one_per"
-    wanted = Scope.INSTANCE if isinstance(manifest.postprocess, LabelScores) else Scope.SERIES
-    if manifest.scope is not wanted:
-        yield ("scope",), f"the op {manifest.postprocess.op} reads one {wanted}"
+    last = manifest.postprocess
+    if manifest.scope not in last.scopes:
+        yield ("scope",), f"the op {last.op} reads one {' or one '.join(last.scopes)}"
+    if isinstance(last, LabelScores) and last.regions and manifest.scope is Scope.SERIES:
+        yield ("postprocess", "regions"), "are of films, and the scope is series"
     yield from _unmade_inputs(manifest)
     yield from _unmade_masks(manifest)
     yield from _unknown_names(manifest)
+    yield from _misplaced_ops(manifest)
+    shapes = {tensor.name: tensor.shape for tensor in manifest.outputs}
+    yield from ((("postprocess",), words) for words in last.misfits(shapes))
+    for number, op in enumerate(manifest.preprocess):
+        if isinstance(op, SlidingWindow):
+            yield from _unfit_for_patches(manifest, op, number)
     named: list[tuple[KeyPath, str]] = [(("model",), manifest.model)]
     named += [(("golden", index, "case"), golden.case) for index, golden in enumerate(manifest.golden)]
     named += [(("variants", name, "file"), variant.file) for name, variant in manifest.variants.items()]
@@ -282,3 +301,38 @@ def _unknown_names(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
         yield ("postprocess",), f"reads {name}, which is not an output of the model"
     for name in sorted(set(op.label_names()) - manifest.labels.keys()):
         yield ("postprocess",), f"uses the label {name}, which is not in labels"
+
+
+def _misplaced_ops(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
+    """`normalise` makes the model's channels, `sliding_window` cuts what all others made; there is one of each."""
+    closing = [op for op in manifest.preprocess if isinstance(op, Normalise | SlidingWindow)]
+    kinds = [type(op) for op in closing]
+    if kinds not in ([], [Normalise], [SlidingWindow], [Normalise, SlidingWindow]):
+        yield ("preprocess",), "normalise may be there once, and sliding_window once after it"
+    elif closing != list(manifest.preprocess[len(manifest.preprocess) - len(closing) :]):
+        yield ("preprocess",), f"{closing[0].op} has no other op after it but sliding_window"
+    made = {name for op in manifest.preprocess for name in op.input_names()}
+    axes = ("rows", "columns") if manifest.scope is Scope.INSTANCE else ("z", "y", "x")
+    of_image = max((len(op.mean) for op in manifest.preprocess if isinstance(op, Normalise)), default=1)
+    for index, tensor in enumerate(manifest.inputs):
+        channels = 1 if tensor.name in made else of_image
+        if not fits(tensor.shape, (1, channels, *(None for _ in axes))):
+            words = f"{tensor.name} has the shape {list(tensor.shape)}; it gets (1, {channels}, {', '.join(axes)})"
+            yield ("inputs", index, "shape"), f"{words}: one image, and a channel for each mean of normalise"
+
+
+def _unfit_for_patches(manifest: Manifest, op: SlidingWindow, number: int) -> Iterator[tuple[KeyPath, str]]:
+    """Where inputs or outputs are no patches, or answers to patches that cannot be joined."""
+    last = manifest.postprocess
+    if manifest.scope is not Scope.SERIES:
+        yield ("preprocess", number), "sliding_window works on a volume, and the scope is instance"
+    if not last.joined or (isinstance(last, Segmentation) and last.kind == "classes"):
+        yield ("postprocess",), f"{last.op} cannot be put together from answers to patches"
+    for key, tensors, names in (
+        ("inputs", manifest.inputs, {tensor.name for tensor in manifest.inputs}),
+        ("outputs", manifest.outputs, set(last.output_names()) if last.joined == "mean" else set()),
+    ):
+        for index, tensor in enumerate(tensors):
+            if tensor.name in names and (tensor.shape[2:] != op.size or min(tensor.shape[:2]) < 1):
+                words = f"{tensor.name} has the shape {list(tensor.shape)}, no patch of {list(op.size)}"
+                yield (key, index, "shape"), words

@@ -1,10 +1,11 @@
 """What the analyse process calls: files in, model inputs out; model outputs in, a conclusion out.
 
 prepared = prepare(package, paths, workdir, reader)             CannotAnalyse: "not analysed: reason"
-reading = conclude(package, prepared, engine.infer(prepared.inputs, ...))
+answer = ask(package, prepared, engine, deadline_s)             in one run, or patch by patch
+reading = conclude(package, prepared, answer.outputs)
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.engine_manifest import Manifest, Scope
-from appliance.engine_ops import LabelScores, LesionCandidates
+from appliance.engine_ops import Boxes, Boxes3D, HeatMap, LabelScores, LesionCandidates, Segmentation, fits
 from appliance.engine_package import EnginePackage
 from appliance.errors import CannotAnalyse
-from appliance.imaging import acceptance, findings, geometry, preprocess, volume
+from appliance.imaging import acceptance, boxes, findings, geometry, heat_map, patches, preprocess, segmentation, volume
 from appliance.imaging.film import Film
-from appliance.imaging.findings import Said
 from appliance.imaging.geometry import Stack
 from appliance.imaging.headers import ImageHeader
+from appliance.imaging.outputs import Outputs, Said
+from appliance.imaging.patches import Answer
 from appliance.imaging.preprocess import ModelImage
 from appliance.imaging.reading import ImageReader, ReaderLost
 from appliance.imaging.volume import Volume
 from appliance.model import Conclusion, Extent, Finding, Reason
+from appliance.ports import LoadedEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """Inputs for the model, and what `conclude` needs to place its answer in the source images.
 
+    Where the engine has a `sliding_window` they are of the whole volume, and `ask` cuts them.
     A volume stays mapped from `workdir`: remove that folder only after `conclude`.
     """
 
@@ -93,8 +97,25 @@ def prepare(
     )
 
 
+def ask(
+    package: EnginePackage,
+    prepared: Prepared,
+    loaded: LoadedEngine,
+    deadline_s: float,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Answer:
+    """Run the model. Raises RuntimeFailed as `infer` does, and CannotAnalyse(UNSUITABLE) for too many patches."""
+    op = patches.sliding_window(package.manifest)
+    if op is None:
+        outputs = loaded.infer(prepared.inputs, deadline_s, cancelled)
+        return Answer(outputs=outputs, run_ms=loaded.last_run_ms, degraded=loaded.degraded)
+    masks = frozenset(prepared.image.masks)
+    question = patches.Question(inputs=prepared.inputs, masks=masks, deadline_s=deadline_s, cancelled=cancelled)
+    return patches.ask(op, package.manifest, loaded, question)
+
+
 @_reckoning()
-def conclude(package: EnginePackage, prepared: Prepared, outputs: Mapping[str, NDArray[np.generic]]) -> Reading:
+def conclude(package: EnginePackage, prepared: Prepared, outputs: Outputs) -> Reading:
     """What the model's outputs mean. Raises RuntimeFailed(ENGINE_FAILED) where they are nonsense, and CannotAnalyse."""
     said = _read(package.manifest, prepared, outputs)
     conclusion = Conclusion.FINDING if said.findings else Conclusion.NO_FINDING
@@ -163,23 +184,33 @@ def _prepare_film(manifest: Manifest, headers: Sequence[ImageHeader], reader: Im
 def _inputs(manifest: Manifest, image: ModelImage) -> dict[str, NDArray[np.generic]]:
     """Named as the manifest says; the image is the one input that no op makes. Batch and channel axes lead."""
     inputs = {}
+    patched = patches.sliding_window(manifest) is not None
     for tensor in manifest.inputs:
-        array = image.masks.get(tensor.name, image.image)
-        array = np.ascontiguousarray(array, tensor.dtype).reshape(1, 1, *array.shape)
-        if len(array.shape) != len(tensor.shape) or any(
-            wanted not in (-1, size) for wanted, size in zip(tensor.shape, array.shape, strict=True)
-        ):
+        mask = image.masks.get(tensor.name)
+        array = preprocess.channels(manifest.preprocess, image.image) if mask is None else mask[None, None]
+        array = np.ascontiguousarray(array, tensor.dtype)
+        wanted = (*tensor.shape[:2], *array.shape[2:]) if patched else tensor.shape
+        if not fits(wanted, array.shape):
             raise CannotAnalyse(Reason.NO_ENGINE, f"{tensor.name}: {array.shape} does not fit {tensor.shape}")
         inputs[tensor.name] = array
     return inputs
 
 
-def _read(manifest: Manifest, prepared: Prepared, outputs: Mapping[str, NDArray[np.generic]]) -> Said:
-    op, source = manifest.postprocess, prepared.source
-    if isinstance(op, LesionCandidates) and isinstance(source, Volume):
-        return findings.lesion_candidates(op, manifest.labels, source, prepared.image, outputs)
-    if isinstance(op, LabelScores) and isinstance(source, Film):
-        return findings.label_scores(op, manifest.labels, source, outputs)
+def _read(manifest: Manifest, prepared: Prepared, outputs: Outputs) -> Said:
+    op, source, labels, image = manifest.postprocess, prepared.source, manifest.labels, prepared.image
+    match op, source:
+        case LabelScores(), _:
+            return findings.label_scores(op, labels, source, outputs)
+        case HeatMap(), Film():
+            return heat_map.heat_map(op, labels, source, image, outputs)
+        case Boxes(), Film():
+            return boxes.boxes(op, labels, source, image, outputs)
+        case LesionCandidates(), Volume():
+            return findings.lesion_candidates(op, labels, source, image, outputs)
+        case Boxes3D(), Volume():
+            return boxes.boxes_3d(op, labels, source, image, outputs)
+        case Segmentation(), Volume():
+            return segmentation.segmentation(op, labels, source, image, outputs)
     raise CannotAnalyse(Reason.NO_ENGINE, f"the op {op.op} does not work on this kind of image")
 
 

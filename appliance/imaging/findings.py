@@ -1,55 +1,45 @@
-"""From a model's outputs to findings: what each postprocess op means, after the outputs were found to be sane.
+"""From a model's scores to findings: candidates for lesions, measured in the source images, and labels as they are.
 
 A model that answers nonsense (NaN, a wrong shape, a score outside 0..1, a radius of a metre) gives RuntimeFailed and no
 finding at all. Boxes are measured here, within the image, never taken from a model.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from appliance.engine_manifest import Label
 from appliance.engine_ops import LabelScores, LesionCandidates
-from appliance.errors import RuntimeFailed
-from appliance.imaging import blobs, candidates
+from appliance.imaging import blobs, candidates, outputs
 from appliance.imaging.candidates import Candidate, ScoreVolume
 from appliance.imaging.film import Film
 from appliance.imaging.measure import REACH, Measured, Seed, ball, measure
+from appliance.imaging.outputs import Outputs, Said, nonsense
 from appliance.imaging.preprocess import ModelImage
 from appliance.imaging.volume import Volume
-from appliance.model import Finding, Reason
+from appliance.model import Finding
 
 MAX_RADIUS_MM = 100.0
 LEARNT_REACH = 1.25  #: x radius: a lesion's own radius, unlike a filter's scale, has room for its lobes only
 NEAR_MM = 3.0  #: a model's centre of a small lesion may be off by this
 VALLEY = 0.5  #: of the lung's section in the sagittal plane, between two lungs
-Outputs = Mapping[str, NDArray[np.generic]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """What an op made of the outputs: findings with the best first, and named numbers."""
-
-    findings: tuple[Finding, ...]
-    measures: dict[str, float]
 
 
 def lesion_candidates(
-    op: LesionCandidates, labels: Mapping[str, Label], volume: Volume, image: ModelImage, outputs: Outputs
+    op: LesionCandidates, labels: Mapping[str, Label], volume: Volume, image: ModelImage, answers: Outputs
 ) -> Said:
     """Ranked candidates, measured. Raises RuntimeFailed."""
     shape = (1, 1, *image.image.shape)
     said = ScoreVolume(
-        score=_scores(outputs, op.score, shape)[0, 0],
-        radius_mm=_finite(outputs, op.radius, shape)[0, 0],
+        score=outputs.scores(answers, op.score, shape)[0, 0],
+        radius_mm=outputs.finite(answers, op.radius, shape)[0, 0],
         hu=image.image.astype(np.float32, copy=False),
         mask=image.masks[op.mask],
         voxel_mm=image.grid.spacing_mm,
     )
     if said.radius_mm.min() < 0 or said.radius_mm.max() > MAX_RADIUS_MM:
-        raise _nonsense(f"{op.radius} lies outside 0..{MAX_RADIUS_MM} mm")
+        raise nonsense(f"{op.radius} lies outside 0..{MAX_RADIUS_MM} mm")
     threshold = labels[op.label].threshold
     found = blobs.find(said, threshold) if op.learnt else candidates.find(said, threshold, op.solid_hu)
     middle = _middle_of(said.mask, image, volume) if _has_two_lungs(said.mask) else None
@@ -62,18 +52,22 @@ def lesion_candidates(
     return Said(findings=tuple(findings), measures={"candidates": float(len(findings)), "lung_hull_ml": round(lung_ml)})
 
 
-def label_scores(op: LabelScores, labels: Mapping[str, Label], film: Film, outputs: Outputs) -> Said:
-    """One finding for each label at or above its threshold; every score is a measure. Raises RuntimeFailed."""
-    scores = _scores(outputs, op.scores, (1, len(op.labels)))[0]
-    rows, columns = film.image.shape
+def label_scores(op: LabelScores, labels: Mapping[str, Label], source: Film | Volume, answers: Outputs) -> Said:
+    """One finding for each label at or above its threshold; every score is a measure. Raises RuntimeFailed.
+
+    That of a volume lies nowhere in it: it is put on the whole of its middle slice.
+    """
+    scores = outputs.scores(answers, op.scores, (1, len(op.labels)))[0]
+    if isinstance(source, Film):
+        (rows, columns), header = source.image.shape, source.header
+    else:
+        (_, rows, columns), header = source.hu.shape, source.stack.slices[len(source.stack.slices) // 2].header
     findings = []
     for name, value in zip(op.labels, scores, strict=True):
         left, top, right, bottom = op.regions.get(name, (0.0, 0.0, 1.0, 1.0))
         if value >= labels[name].threshold:
             box = (left * columns, top * rows, right * columns, bottom * rows)
-            findings.append(
-                Finding(label=name, score=float(value), sop_instance_uid=film.header.sop_instance_uid, box=box)
-            )
+            findings.append(Finding(label=name, score=float(value), sop_instance_uid=header.sop_instance_uid, box=box))
     findings.sort(key=lambda finding: -finding.score)
     measures = {name: round(float(value), 4) for name, value in zip(op.labels, scores, strict=True)}
     return Said(findings=tuple(findings), measures=measures)
@@ -140,26 +134,3 @@ def _middle_of(mask: NDArray[np.float32], image: ModelImage, volume: Volume) -> 
     columns = np.flatnonzero((mask > 0).any(axis=(0, 1)))
     middle = (0.0, 0.0, float(columns[0] + columns[-1]) / 2)
     return volume.stack.to_patient(image.grid.to_source(middle))[0]
-
-
-def _nonsense(what: str) -> RuntimeFailed:
-    return RuntimeFailed(Reason.ENGINE_FAILED, f"the engine answered nonsense: {what}")
-
-
-def _finite(outputs: Outputs, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    if name not in outputs:
-        raise _nonsense(f"no {name}")
-    output = outputs[name]
-    if output.shape != shape:
-        raise _nonsense(f"{name} has the shape {output.shape}, not {shape}")
-    values = output.astype(np.float32, copy=False)
-    if not np.isfinite(values).all():
-        raise _nonsense(f"{name} is not finite")
-    return values
-
-
-def _scores(outputs: Outputs, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    values = _finite(outputs, name, shape)
-    if values.min() < 0 or values.max() > 1:
-        raise _nonsense(f"{name} lies outside 0..1")
-    return values

@@ -2,7 +2,8 @@
 
 Two things are compared: the numbers, within tolerances, and what the numbers decide. The decisions are made by the
 very code that makes findings of a study, on an image that is made from the case's own inputs: so a difference that is
-small as a number and large as a finding is seen, too.
+small as a number and large as a finding is seen, too. Of an engine with a `sliding_window` a case is one patch, which
+is taken for a whole volume.
 """
 
 import zlib
@@ -19,8 +20,9 @@ from appliance.engine_manifest import Golden, Manifest, Scope
 from appliance.engine_ops import Resample, Window
 from appliance.engine_package import EnginePackage
 from appliance.errors import CannotAnalyse, RuntimeFailed
-from appliance.imaging import analysis
+from appliance.imaging import analysis, preprocess
 from appliance.imaging.analysis import Prepared
+from appliance.imaging.boxes import suppressed
 from appliance.imaging.film import Film
 from appliance.imaging.geometry import Slice, Stack
 from appliance.imaging.grid import identity
@@ -32,6 +34,7 @@ from appliance.ports import Array, LoadedEngine
 
 DEADLINE_S = 120.0
 SAME_PLACE_MM = 5.0  #: between the centres of one finding: a peak may move to the next voxel
+SAME_BOX = 0.75  #: of two boxes on a film, their common part over their union: corners differ as numbers may
 _DAMAGED = (BadZipFile, EOFError, KeyError, OSError, TypeError, ValueError, zlib.error)
 
 
@@ -112,7 +115,8 @@ def _alike(one: Finding, other: Finding) -> bool:
     if (one.label, one.laterality) != (other.label, other.laterality):
         return False
     if one.centre_mm is None or other.centre_mm is None:
-        return one.box == other.box
+        boxes = np.array([one.box, other.box]).reshape(2, 2, 2)
+        return len(suppressed(boxes, np.zeros(2, np.float32), SAME_BOX)) == 1
     return bool(np.linalg.norm(np.subtract(one.centre_mm, other.centre_mm)) <= SAME_PLACE_MM)
 
 
@@ -130,7 +134,7 @@ def _prepared(manifest: Manifest, inputs: Mapping[str, Array]) -> Prepared:
     made = {name for op in manifest.preprocess for name in op.input_names()}
     (image_name,) = (tensor.name for tensor in manifest.inputs if tensor.name not in made)
     masks = {name: _bare(inputs[name]).astype(np.float32) for name in made}
-    image = _bare(inputs[image_name])
+    image = preprocess.film_of(manifest.preprocess, inputs[image_name])
     if manifest.scope is Scope.INSTANCE:
         film = Film(header=_header(image.shape, 0, 1.0), image=np.asarray(image, np.float32))
         source: Volume | Film = film

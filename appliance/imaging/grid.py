@@ -24,6 +24,19 @@ class Grid:
         """The nearest element of this grid for each source index of one axis; may lie outside the array."""
         return np.asarray(np.rint((indices - self.origin[axis]) / self.step[axis]), np.intp)
 
+    def edges_to_source(self, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where edges lie in the source, axes last: element `i` is from edge `i` to `i + 1`, here as there."""
+        return np.asarray(np.array(self.origin) + (edges - 0.5) * self.step + 0.5, np.float64)
+
+    def within(self, shape: Sequence[int], source: Sequence[int]) -> tuple[slice, ...]:
+        """The part of an array of this shape whose elements have their centres in a source of that shape."""
+        window = []
+        for axis, (size, length) in enumerate(zip(shape, source, strict=True)):
+            centres = self.origin[axis] + np.arange(size) * self.step[axis]
+            inside = np.flatnonzero((centres >= -0.5) & (centres <= length - 0.5))
+            window.append(slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0))
+        return tuple(window)
+
     def cut(self, start: Sequence[int]) -> "Grid":
         """The grid of the array that begins at element `start`."""
         return Grid(origin=self.to_source(start), step=self.step, spacing_mm=self.spacing_mm)

@@ -76,7 +76,7 @@ def _measured(volume: Volume, window: tuple[slice, ...], lesion: Mask, body: Mas
     rows, columns = np.nonzero(body[key])
     row, column = (part.start for part in window[1:])
     middle = ndimage.center_of_mass(body)
-    long_axis, short_axis = _axes(rows, columns, volume.voxel_mm[1:])
+    long_axis, short_axis = axes(rows, columns, volume.voxel_mm[1:])
     return Measured(
         key_slice=window[0].start + key,
         box=(
@@ -112,7 +112,7 @@ def _without_thin_parts(lesion: Mask, radius_pixels: float) -> Mask:
     return opened if opened.any() else lesion
 
 
-def _axes(rows: NDArray[np.intp], columns: NDArray[np.intp], pixel_mm: tuple[float, ...]) -> tuple[float, float]:
+def axes(rows: NDArray[np.intp], columns: NDArray[np.intp], pixel_mm: tuple[float, ...]) -> tuple[float, float]:
     """Largest extent over all directions, and the extent at right angles to it; a pixel counts whole."""
     along = np.outer(rows * pixel_mm[0], np.sin(ANGLES)) + np.outer(columns * pixel_mm[1], np.cos(ANGLES))
     extents = np.ptp(along, axis=0) + (pixel_mm[0] + pixel_mm[1]) / 2

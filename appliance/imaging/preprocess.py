@@ -15,9 +15,11 @@ from appliance.engine_ops import (
     CropToMask,
     Letterbox,
     LungHull,
+    Normalise,
     PercentileWindow,
     PreprocessOp,
     Resample,
+    SlidingWindow,
     Window,
 )
 from appliance.errors import CannotAnalyse
@@ -26,12 +28,16 @@ from appliance.imaging.lungs import lung_hull
 from appliance.model import Reason
 
 MAX_RESAMPLED = 2**26  #: elements, before anything is cut away
-MAX_ELEMENTS = 2**24  #: of what a model gets: 64 MB each
+MAX_ELEMENTS = 2**24  #: of what a model gets in one run: 64 MB, all channels of the image; each mask
+MAX_IN_PATCHES = 2**25  #: of what it gets patch by patch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelImage:
-    """`image` and the named `masks`, all of one shape, on `grid` in the source image."""
+    """`image` and the named `masks`, all of one shape, on `grid` in the source image.
+
+    `image` is as it was before `normalise`, which the model alone sees: see `channels`.
+    """
 
     image: NDArray[np.generic]
     masks: dict[str, Float]
@@ -39,13 +45,46 @@ class ModelImage:
 
 
 def run(steps: Iterable[PreprocessOp], image: NDArray[np.generic], spacing_mm: tuple[float, ...]) -> ModelImage:
-    """Apply the steps in order. Raises CannotAnalyse(UNSUITABLE) where an op cannot work on this image."""
+    """Apply the steps in order. Raises CannotAnalyse(UNSUITABLE) where an op cannot work on this image.
+
+    The last two are not for here: `normalise` is done by `channels`, and `sliding_window` while the model is asked.
+    """
     state = ModelImage(image=image, masks={}, grid=identity(spacing_mm))
+    most, count = MAX_ELEMENTS, 1
     for step in steps:
-        state = _apply(step, state)
-    if state.image.size > MAX_ELEMENTS:
+        match step:
+            case SlidingWindow():
+                most = MAX_IN_PATCHES
+            case Normalise():
+                count = len(step.mean)
+            case _:
+                state = _apply(step, state)
+    if state.image.size * count > most:
         raise CannotAnalyse(Reason.UNSUITABLE, f"{state.image.size} elements are too many for the model")
     return state
+
+
+def channels(steps: Iterable[PreprocessOp], image: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The image as the model gets it: (1, channels, ...), normalised where a step says so."""
+    op = next((step for step in steps if isinstance(step, Normalise)), None)
+    if op is None:
+        return image.reshape(1, 1, *image.shape)
+    made = np.empty((1, len(op.mean), *image.shape), np.float32)
+    for number, (mean, std) in enumerate(zip(op.mean, op.std, strict=True)):
+        np.subtract(image, np.float32(mean), out=made[0, number], casting="same_kind")
+        made[0, number] /= np.float32(std)
+    return made
+
+
+def film_of(steps: Iterable[PreprocessOp], given: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The image that `channels` made this of. Raises ValueError where there are other channels."""
+    op = next((step for step in steps if isinstance(step, Normalise)), None)
+    if given.ndim < 4 or given.shape[:2] != (1, 1 if op is None else len(op.mean)):
+        raise ValueError("no image with the channels of this engine")
+    if op is None:
+        bare: NDArray[np.generic] = given[0, 0]
+        return bare
+    return np.asarray(given[0, 0] * np.float32(op.std[0]) + np.float32(op.mean[0]))
 
 
 def _apply(step: PreprocessOp, state: ModelImage) -> ModelImage:

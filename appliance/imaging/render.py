@@ -24,11 +24,16 @@ FONT_PIXELS = 16
 FILE_META_BYTES = 2048  #: more than preamble and File Meta Information take (PS3.10 7.1)
 
 
-def key_picture(images: Prepared | Sequence[Path], findings: Sequence[Finding], reader: ImageReader) -> Picture:
+def key_picture(
+    images: Prepared | Sequence[Path],
+    findings: Sequence[Finding],
+    reader: ImageReader,
+    window: tuple[float, float] = LUNG_WINDOW,
+) -> Picture:
     """RGB (rows, columns, 3): up to three key slices side by side, or the film at 1024 pixels or less.
 
-    Findings are numbered in their order from 1. Raises CannotAnalyse where an image is missing or unreadable, and
-    RuntimeFailed.
+    Slices are shown from black to white within `window`, in HU; a film as its sender meant it. Findings are numbered
+    in their order from 1. Raises CannotAnalyse where an image is missing or unreadable, and RuntimeFailed.
     """
     numbered = list(enumerate(findings, 1))
     uids = list(dict.fromkeys(finding.sop_instance_uid for finding in findings))[:MAX_SLICES]
@@ -37,7 +42,7 @@ def key_picture(images: Prepared | Sequence[Path], findings: Sequence[Finding], 
     if not uids or any(uid not in by_uid for uid in uids):
         raise CannotAnalyse(Reason.UNDECODABLE, "the image of a finding is not there")
     on_each = {uid: [item for item in numbered if item[1].sop_instance_uid == uid] for uid in uids}
-    panels = [_panel(by_uid[uid], on_each[uid], reader) for uid in uids]
+    panels = [_panel(by_uid[uid], on_each[uid], reader, window) for uid in uids]
     height = max(panel.shape[0] for panel in panels)
     return np.hstack([np.pad(panel, ((0, height - panel.shape[0]), (0, 0), (0, 0))) for panel in panels])
 
@@ -69,8 +74,10 @@ def _begins_with_one_of(path: Path, uids: Sequence[str]) -> bool:
     return any(uid.encode() in beginning for uid in uids)
 
 
-def _panel(header: ImageHeader, findings: Sequence[tuple[int, Finding]], reader: ImageReader) -> Picture:
-    grey = _slice(header, findings[0][1], reader) if header.planes else reader.film(header).image
+def _panel(
+    header: ImageHeader, findings: Sequence[tuple[int, Finding]], reader: ImageReader, window: tuple[float, float]
+) -> Picture:
+    grey = _slice(header, findings[0][1], reader, window) if header.planes else reader.film(header).image
     picture = Image.fromarray(np.rint(grey * 255).astype(np.uint8))
     scale = min(1.0, MAX_FILM_PIXELS / max(picture.size))
     if scale < 1:
@@ -83,11 +90,13 @@ def _panel(header: ImageHeader, findings: Sequence[tuple[int, Finding]], reader:
     return np.asarray(picture, np.uint8)
 
 
-def _slice(header: ImageHeader, finding: Finding, reader: ImageReader) -> NDArray[np.float32]:
-    """The slice in a lung window, 0..1."""
+def _slice(
+    header: ImageHeader, finding: Finding, reader: ImageReader, window: tuple[float, float]
+) -> NDArray[np.float32]:
+    """The slice within the window, 0..1."""
     hu = reader.slice_hu(header, _nearest(header.planes, finding))
-    low, high = LUNG_WINDOW
-    return np.asarray(np.clip((hu - np.float32(low)) / np.float32(high - low), 0, 1), np.float32)
+    low, high = window
+    return np.asarray(np.clip((hu - np.float32(low)) / np.float32(max(high - low, 1.0)), 0, 1), np.float32)
 
 
 def _nearest(planes: Sequence[Plane], finding: Finding) -> Plane:

@@ -75,10 +75,10 @@ class _Run:
 
     def _answer(self, prepared: analysis.Prepared, begun: float) -> Outcome:
         prepared_at = time.monotonic()
-        outputs = self.loaded.infer(prepared.inputs, self.deadline_s, self.cancelled)
+        answer = analysis.ask(self.engine.package, prepared, self.loaded, self.deadline_s, self.cancelled)
         ran_at = time.monotonic()
         try:
-            reading = analysis.conclude(self.engine.package, prepared, outputs)
+            reading = analysis.conclude(self.engine.package, prepared, answer.outputs)
         except RuntimeFailed as error:
             self.loaded.doubt(str(error))
             raise
@@ -87,11 +87,11 @@ class _Run:
             findings=reading.findings,
             measures=dict(reading.measures),
             extent=prepared.extent,
-            engine=_on(identity_of(self.engine), self.loaded),
+            engine=replace(_on(identity_of(self.engine), self.loaded), degraded=answer.degraded),
             timings_ms={
                 "prepare": _ms(begun, prepared_at),
                 "infer": _ms(prepared_at, ran_at),
-                "run": round(self.loaded.last_run_ms, 1),
+                "run": round(answer.run_ms, 1),
                 "conclude": _ms(ran_at, time.monotonic()),
             },
         )

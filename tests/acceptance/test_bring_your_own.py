@@ -12,13 +12,17 @@ import onnxruntime
 import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
+from pydicom import dcmread
 
 from appliance import phantom
 from appliance.engine_ops import Letterbox
 from appliance.imaging import preprocess
 from appliance.imaging.film import read_film
 from appliance.imaging.headers import read_header
+from appliance.imaging.render import COLOUR
+from appliance.stages.report.codes import LUNG
 from tests.acceptance.rig import ROOT, Appliance, Scanner, folder_destination, report_texts, settings
+from tests.networks import CENTRE, INSERT, SCALE, film_of, volume_of, write_detector, write_segmenter
 from tests.waiting import eventually
 
 SIZE = 64
@@ -133,3 +137,36 @@ def test_a_strangers_network_in_five_steps(work: Path) -> None:
     assert finding["label"] == "dense"
     assert finding["score"] == pytest.approx(expected(film), abs=1e-3)
     assert finding["score"] > 0.5
+
+
+@pytest.mark.promise("P8")
+@pytest.mark.timeout(240)
+def test_a_detector_and_a_segmenter_of_strangers_from_scanner_to_review(work: Path) -> None:
+    """By declaration alone: a film's boxes, and a volume's parts patch by patch, reports and pictures."""
+    for name, write in (("their-detector", write_detector), ("their-segmenter", write_segmenter)):
+        write(work / "engines" / name, name)
+    review = work / "review"
+    config = settings(
+        folder_destination("review", review, takes=["sr", "sc"], accept_reference=True),
+        engines_dir=str(work / "engines"),
+        engines=[{"id": "their-detector", "mode": "publish"}, {"id": "their-segmenter", "mode": "publish"}],
+    )
+    with Appliance(work / "appliance", config) as appliance:
+        eventually(appliance.engines_serve, VERIFIED_S, "the engines passed their golden cases")
+        Scanner(appliance).send([*film_of(work / "studies"), *volume_of(work / "studies")])
+        eventually(lambda: len(list(review.glob("*.dcm"))) == 4, RESULT_S, "two reports and two pictures are there")
+        outcomes = [json.loads(row["outcome"]) for row in appliance.query("SELECT outcome FROM job")]
+        results = [dcmread(path) for path in review.glob("*.dcm")]
+    found = {outcome["engine"]["id"]: outcome["findings"] for outcome in outcomes}
+    (plate,), (mass,) = found["their-detector"], found["their-segmenter"]
+    assert plate["label"] == "plate"
+    assert plate["box"] == pytest.approx(INSERT, abs=SCALE)
+    assert mass["label"] == "mass"
+    assert mass["centre_mm"] == pytest.approx(CENTRE, abs=0.6)
+    reports = [result for result in results if result.Modality == "SR"]
+    assert len(reports) == 2
+    codes = [{element.value for element in one.iterall() if element.keyword == "CodeValue"} for one in reports]
+    assert sorted(set.union(*codes) & {"PLATE", "MASS"}) == ["MASS", "PLATE"]
+    assert LUNG.value not in set.union(*codes)  # nobody said where in the patient their findings are
+    for picture in (result for result in results if result.Modality != "SR"):
+        assert (picture.pixel_array == COLOUR).all(axis=2).any()  # the box of the finding

@@ -20,9 +20,11 @@ from appliance.imaging.grid import identity
 from appliance.imaging.headers import ImageHeader, Plane, read_header
 from appliance.imaging.measure import Seed, measure
 from appliance.imaging.measure import ball as ball_of
+from appliance.imaging.outputs import Said
 from appliance.imaging.preprocess import ModelImage
 from appliance.model import Reason
 from tests.slices import ct_slice, film, save
+from tests.sources import read_volume_of
 
 Float = NDArray[np.float32]
 LUNG, SOLID = -850, 40
@@ -142,7 +144,7 @@ class Case:
     def seed(self, centre: tuple[float, ...], radius: float) -> Seed:
         return Seed(centre=centre, radius_mm=radius, hull=self.image.masks["lung"], grid=self.image.grid)
 
-    def said(self, **changes: Any) -> findings.Said:
+    def said(self, **changes: Any) -> Said:
         return findings.lesion_candidates(LESION, LABELS, self.volume, self.image, {**self.outputs, **changes})
 
 
@@ -317,3 +319,13 @@ def test_labels_come_with_the_highest_score_first(radiograph: Film) -> None:
 def test_nonsense_scores_are_refused(radiograph: Film, scores: list[Any]) -> None:
     with pytest.raises(RuntimeFailed):
         findings.label_scores(SCORES, TWO, radiograph, {"scores": np.array(scores, np.float32)})
+
+
+def test_a_label_of_a_volume_is_on_the_whole_of_its_middle_slice(tmp_path: Path) -> None:
+    """A judge of quality, say: it has no place in the patient, and no size."""
+    source = read_volume_of(tmp_path, (5, 12, 20), (2.0, 0.5, 0.5))
+    op = LabelScores(op="label_scores", scores="scores", labels=("inverted", "clipped"))
+    said = findings.label_scores(op, TWO, source, {"scores": np.array([[0.1, 0.9]], np.float32)})
+    (finding,) = said.findings
+    assert finding.sop_instance_uid == source.stack.slices[2].header.sop_instance_uid
+    assert (finding.box, finding.centre_mm, finding.long_axis_mm) == ((0, 0, 20, 12), None, None)

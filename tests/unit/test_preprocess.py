@@ -14,9 +14,11 @@ from appliance.engine_ops import (
     CropToMask,
     Letterbox,
     LungHull,
+    Normalise,
     PercentileWindow,
     PreprocessOp,
     Resample,
+    SlidingWindow,
     Window,
 )
 from appliance.errors import CannotAnalyse
@@ -170,3 +172,41 @@ def test_a_model_input_that_would_be_too_large_is_refused(tmp_path: Path) -> Non
     huge = np.memmap(tmp_path / "huge", np.int16, "w+", shape=(600, 512, 512))
     with pytest.raises(CannotAnalyse, match="too many"):
         preprocess.run((), huge, (1.0, 1.0, 1.0))
+
+
+# What the model alone sees.
+
+
+def test_a_film_is_given_a_channel_for_each_mean() -> None:
+    film = np.array([[0.0, 0.5], [0.75, 1.0]], np.float32)
+    op = Normalise(op="normalise", mean=(0.5, 0.0, 1.0), std=(0.5, 1.0, -1.0))
+    image = preprocess.run([op], film, (1.0, 1.0))
+    assert np.array_equal(image.image, film)
+    given = preprocess.channels([op], image.image)
+    assert given.shape == (1, 3, 2, 2)
+    assert given[0, 0].tolist() == [[-1, 0], [0.5, 1]]
+    assert given[0, 1].tolist() == film.tolist()
+    assert given[0, 2].tolist() == [[1, 0.5], [0.25, 0]]
+    assert np.allclose(preprocess.film_of([op], given), film)
+    assert preprocess.channels([], film).shape == (1, 1, 2, 2)
+    with pytest.raises(ValueError, match="channels"):
+        preprocess.film_of([op], film[None, None])
+
+
+def test_hounsfield_units_are_clipped_by_window_and_normalised_after_it() -> None:
+    """Clipped to [-1000, 400], mean -300, std 350: after `window` the mean is 0.5, the std 0.25."""
+    hu = np.array([[[-1024, -1000, -300, 50, 400, 3000]]], np.int16)
+    steps = [Window(op="window", low=-1000, high=400), Normalise(op="normalise", mean=(0.5,), std=(0.25,))]
+    image = preprocess.run(steps, hu, (1.0, 1.0, 1.0)).image
+    wanted = (np.clip(hu, -1000, 400) + 300.0) / 350
+    assert np.allclose(preprocess.channels(steps, image)[0, 0], wanted, atol=1e-6)
+
+
+def test_patches_may_be_of_a_larger_volume_than_one_run() -> None:
+    hu = np.broadcast_to(np.int16(0), (256, 256, 260))
+    with pytest.raises(CannotAnalyse, match="too many for the model"):
+        preprocess.run([], hu, (1.0, 1.0, 1.0))
+    sliding = SlidingWindow(op="sliding_window", size=(64, 64, 64))
+    assert preprocess.run([sliding], hu, (1.0, 1.0, 1.0)).image.shape == hu.shape
+    with pytest.raises(CannotAnalyse, match="too many for the model"):
+        preprocess.run([sliding], np.broadcast_to(np.int16(0), (512, 256, 260)), (1.0, 1.0, 1.0))

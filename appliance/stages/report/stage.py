@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from appliance.digest import digest_of
-from appliance.engine_ops import LabelScores
+from appliance.engine_ops import LesionCandidates, Window
 from appliance.errors import CannotAnalyse, OutOfResources
 from appliance.file_head import file_head, make_seal
 from appliance.imaging import render
@@ -140,7 +140,7 @@ class Reporter:
         context = self._context(job, engine, outcome, patient)
         objects = [build_sr(context, headers)]
         if outcome.conclusion is not Conclusion.NOT_ANALYSED:
-            pixels = self._picture(outcome, instances) if with_pixels else None
+            pixels = self._picture(engine, outcome, instances) if with_pixels else None
             objects.append(build_picture(context, headers, pixels))
         items = [
             _Item(
@@ -186,14 +186,21 @@ class Reporter:
             return None
         return header
 
-    def _picture(self, outcome: Outcome, instances: Sequence[Instance]) -> NDArray[np.uint8] | None:
-        """The key images with the findings drawn on; None (a plain card) where there are none or none is readable."""
+    def _picture(
+        self, engine: EngineOnDuty, outcome: Outcome, instances: Sequence[Instance]
+    ) -> NDArray[np.uint8] | None:
+        """The key images with the findings drawn on; None (a plain card) where there are none or none is readable.
+
+        Slices are shown as the engine's model sees them, where it has a window.
+        """
         keys = {finding.sop_instance_uid for finding in outcome.findings}
         if not keys:
             return None
         try:
             paths = self._desk.paths([one for one in instances if one.sop_instance_uid in keys])
-            return render.key_picture(paths, outcome.findings, self._desk.reader(READ_S))
+            windows = [(op.low, op.high) for op in engine.package.manifest.preprocess if isinstance(op, Window)]
+            window = windows[-1] if windows else render.LUNG_WINDOW
+            return render.key_picture(paths, outcome.findings, self._desk.reader(READ_S), window)
         except CannotAnalyse as error:
             self._desk.log("picture_without_image", reason=str(error))
             return None
@@ -224,7 +231,7 @@ class Reporter:
             corrects_identity=identity.differs_from_earlier(self._desk.journal, job, patient),
             box_utc_offset=self._press.utc_offset(concluded_at),
             implausible_clock=job.implausible_clock,
-            finding_site=None if isinstance(manifest.postprocess, LabelScores) else LUNG,
+            finding_site=LUNG if isinstance(manifest.postprocess, LesionCandidates) else None,
         )
 
     def _store(self, job: Job, item: _Item) -> Owing:
