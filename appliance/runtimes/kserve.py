@@ -4,25 +4,25 @@ It lives in a child because gRPC is a large library with threads of its own that
 has a limit of memory, a deadline that is kept by a kill, and neither journal nor images. It has a child of its own,
 beside the one that runs the engine here, so that this one is there and warm whatever becomes of the server.
 
-One child is one connection. One that was lost is not replaced behind the caller's back, since what answers on the next
-one need not be what was verified: a new child is asked, and verified, instead. Where the server names versions, the
+One child is one connection (one_connection), since what answers on another need not be what was verified: after a
+loss a new child is asked, and verified. Where the server names versions, the
 one that was there at `load` is asked for until the end.
 
 Only arrays and the names of tensors leave the box: no name, no UID, no request id. The model file given to `load` is
 the engine of this box, hashed like any other; the server has its own copy, whose bytes nobody here can hash.
 """
 
-import contextlib
 import math
-import queue
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as wire
 from tritonclient.grpc import service_pb2_grpc
+
+from appliance.runtimes.one_connection import OneConnection
 
 Array = NDArray[np.generic]
 Spec = Dict[str, Any]
@@ -41,7 +41,6 @@ DTYPES = {
 }
 _DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
 _LATER_S = 1.0  # who asked gives up first, and kills us
-_STATE_S = 2.0
 _MAX_WORDS = 300
 _NEVER_MS = 2**31 - 1
 _KEEPALIVE_MS = 310_000  # a server of the usual settings takes a ping each 300 s from a client that is silent
@@ -50,13 +49,13 @@ _KEEPALIVE_MS = 310_000  # a server of the usual settings takes a ping each 300 
 class KServe:
     """The child's Backend: one model of one server, over one connection."""
 
-    def __init__(self, url: str, model: str, connect_s: float, channel: grpc.Channel) -> None:
-        """Raises RuntimeError or ConnectionError where no server is ready there."""
+    def __init__(self, url: str, model: str, connect_s: float, line: OneConnection, channel: grpc.Channel) -> None:
+        """`channel` is over `line`. Raises RuntimeError or ConnectionError where no server is ready there."""
         self.deadline_s = connect_s
         self._url, self._model, self._connect_s = url, model, connect_s
         self._version = ""
         self._outputs: List[Spec] = []
-        self._channel = channel
+        self._line = line
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         if not self._ask(self._stub.ServerReady, wire.ServerReadyRequest()).ready:
             raise RuntimeError(f"the server at {url} is not ready")
@@ -81,8 +80,7 @@ class KServe:
             request.raw_input_contents.append(array.tobytes())
         for spec in self._outputs:
             request.outputs.add(name=spec["name"])
-        with self._one_connection():
-            answer = self._ask(self._stub.ModelInfer, request, self.deadline_s + _LATER_S)
+        answer = self._ask(self._stub.ModelInfer, request, self.deadline_s + _LATER_S)
         if self._version and answer.model_version != self._version:
             raise RuntimeError(f"version {_words(answer.model_version)!r} answered instead of {self._version!r}")
         arrays = _arrays(answer)
@@ -94,27 +92,6 @@ class KServe:
         version = f" version {self._version}" if self._version else ""
         return f"{self._server} at {self._url}, model {self._model}{version}"
 
-    @contextlib.contextmanager
-    def _one_connection(self) -> Iterator[None]:
-        """Raises ConnectionError where the connection of before is gone, or goes meanwhile: gRPC opens another one by
-        itself, but only for a call.
-        """
-        states: "queue.SimpleQueue[grpc.ChannelConnectivity]" = queue.SimpleQueue()
-        told = states.put
-        self._channel.subscribe(told)
-        try:
-            seen = [states.get(timeout=_STATE_S)]
-            if seen == [grpc.ChannelConnectivity.READY]:
-                yield
-            while not states.empty():
-                seen.append(states.get())
-        except queue.Empty:
-            seen = []
-        finally:
-            self._channel.unsubscribe(told)
-        if set(seen) != {grpc.ChannelConnectivity.READY}:
-            raise ConnectionError(f"the connection to {self._url} was lost")
-
     def _ask(self, call: Any, request: Any, timeout_s: Optional[float] = None) -> Any:
         """Raises ConnectionError where nobody is there, RuntimeError for whatever goes wrong over there."""
         try:
@@ -122,7 +99,8 @@ class KServe:
         except grpc.RpcError as error:
             gone = error.code() is grpc.StatusCode.UNAVAILABLE
             kind = ConnectionError if gone else RuntimeError
-            raise kind(f"{error.code().name}: {_words(error.details())[:_MAX_WORDS]}") from error
+            lost = f"the connection to {self._url} was lost: " if self._line.lost else ""
+            raise kind(f"{lost}{error.code().name}: {_words(error.details())[:_MAX_WORDS]}") from error
 
 
 def open_backend(  # noqa: PLR0913 - what `child.py` calls; its settings come as words
@@ -146,12 +124,22 @@ def open_backend(  # noqa: PLR0913 - what `child.py` calls; its settings come as
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]
+    host, _, port = url.rpartition(":")
+    host = host.strip("[]")
+    credentials = None if tls is None else _credentials(tls)
+    try:
+        line = OneConnection(host, int(port), connect_s)
+    except OSError as error:
+        raise ConnectionError(f"UNAVAILABLE: {url}: {error.strerror or error}") from error
     if tls is None:
-        return KServe(url, model, connect_s, grpc.insecure_channel(url, options))
-    if tls["server_name"]:
-        options.append(("grpc.ssl_target_name_override", tls["server_name"]))
-    credentials = grpc.ssl_channel_credentials(_file(tls["ca"]), _file(tls["key"]), _file(tls["certificate"]))
-    return KServe(url, model, connect_s, grpc.secure_channel(url, credentials, options))
+        options.append(("grpc.default_authority", url))
+        return KServe(url, model, connect_s, line, grpc.insecure_channel(line.target, options))
+    options.append(("grpc.ssl_target_name_override", tls["server_name"] or host))
+    return KServe(url, model, connect_s, line, grpc.secure_channel(line.target, credentials, options))
+
+
+def _credentials(tls: Dict[str, str]) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(_file(tls["ca"]), _file(tls["key"]), _file(tls["certificate"]))
 
 
 def _file(path: str) -> Optional[bytes]:

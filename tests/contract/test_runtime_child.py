@@ -32,6 +32,7 @@ PROGRAMS = [
         "child.py",
         "onnx.py",
         "kserve.py",
+        "one_connection.py",
         "tensorrt.py",
         "cuda_memory.py",
         "cuda_probe.py",
