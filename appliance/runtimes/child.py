@@ -241,15 +241,15 @@ def wait_behind(more: int) -> None:
     """Nicer by so much than who started us, and not only to our own threads.
 
     Where the kernel makes an autogroup of each session, and a child has a session of its own, `nice` weighs among the
-    members of the group alone: the group has to be made nice as well (sched(7), "The autogroup feature"). To others
-    than the root it is given once in 100 ms on the whole machine. Called before `confine`, which takes the right away.
+    members of the group alone: the group has to be made nice as well (sched(7), "The autogroup feature"). It gets a tenth
+    of what others get then, and all that they leave. To others than the root it is given once in 100 ms on the machine. Called before `confine`, which takes the right away.
     """
     with contextlib.suppress(OSError):
         os.nice(more)
     until = time.monotonic() + _NICE_WITHIN_S
     while time.monotonic() < until:
         try:
-            Path("/proc/self/autogroup").write_text(str(os.getpriority(os.PRIO_PROCESS, 0)))
+            Path("/proc/self/autogroup").write_text(str(_NICE))
         except BlockingIOError:
             select.select([], [], [], _NICE_AGAIN_S)  # the kernel tells nobody when it may be asked again
         except OSError:  # no such kernel, or no such right: nice alone has to do
