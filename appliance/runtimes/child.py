@@ -241,8 +241,9 @@ def wait_behind(more: int) -> None:
     """Nicer by so much than who started us, and not only to our own threads.
 
     Where the kernel makes an autogroup of each session, and a child has a session of its own, `nice` weighs among the
-    members of the group alone: the group has to be made nice as well (sched(7), "The autogroup feature"). It gets a tenth
-    of what others get then, and all that they leave. To others than the root it is given once in 100 ms on the machine. Called before `confine`, which takes the right away.
+    members of the group alone: the group has to be made nice as well (sched(7), "The autogroup feature"). It gets a
+    tenth of what others get then, and all that they leave. To others than the root it is given once in 100 ms on the
+    machine. Called before `confine`, which takes the right away.
     """
     with contextlib.suppress(OSError):
         os.nice(more)
