@@ -11,7 +11,9 @@ from types import ModuleType
 
 from appliance.config import Config
 from appliance.life import Life
-from appliance.wiring.common import MB
+from appliance.logs import configure
+from appliance.wiring import resting
+from appliance.wiring.common import EX_OK, MB, open_spool, wait_until_proved
 
 NICE = 10  # reading and building may take seconds; what receive and forward do takes milliseconds, and goes first
 #: pydicom imports them where it finds them. Only the reader child decodes.
@@ -35,8 +37,15 @@ class NoDecoders(MetaPathFinder):
 def run(config: Config, life: Life) -> int:
     os.nice(NICE)
     _limit_memory(config.analyse.read_memory_mb * MB)
+    log = configure("analyse").info
+    spool = open_spool(config, "results")
+    if not wait_until_proved(spool, life, log):
+        return EX_OK
+    journal = resting.opened(config, spool, log)
+    if resting.is_idle(config, journal):
+        return resting.run(config, journal, spool, life, log)
     sys.meta_path.insert(0, NoDecoders())
-    return int(importlib.import_module("appliance.wiring.analysis").run(config, life))
+    return int(importlib.import_module("appliance.wiring.analysis").run(config, journal, spool, life, log))
 
 
 def _limit_memory(size: int) -> None:

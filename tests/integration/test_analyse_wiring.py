@@ -15,8 +15,10 @@ from appliance.journal import copies
 from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.spool import Reserve, Spool
-from appliance.wiring.analysis import HUNG_AFTER_S, RESULTS_AT_A_TIME, Analysis, _utc_offset
+from appliance.wiring import resting
+from appliance.wiring.analysis import HUNG_AFTER_S, Analysis, _utc_offset
 from appliance.wiring.common import open_spool
+from appliance.wiring.resting import RESULTS_AT_A_TIME
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,9 +50,14 @@ def results_of_another(tmp_path: Path, number: int) -> Spool:
     return spool
 
 
+def quiet(*_: object, **__: object) -> None:
+    pass
+
+
 def started(tmp_path: Path) -> Analysis:
     config = Config(state=tmp_path, engines_dir=tmp_path)
-    return Analysis(config, open_spool(config, "results"), Life(), lambda *_, **__: None)
+    spool = open_spool(config, "results")
+    return Analysis(config, resting.opened(config, spool, quiet), spool, Life(), quiet)
 
 
 @pytest.mark.promise("P4")
