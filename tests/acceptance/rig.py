@@ -415,13 +415,13 @@ class Original:
     """A real single-series study in memory, from which copies are made that differ in their identifiers alone."""
 
     def __init__(self, archive: Path) -> None:
-        with tarfile.open(archive) as tar:
-            members = sorted((member for member in tar if member.isfile()), key=lambda member: member.name)
-            self._files = {
+        with tarfile.open(archive, "r|*") as tar:  # as a stream: to go back in it is to decompress it again
+            files = {
                 Path(member.name).name: stream.read()
-                for member in members
-                if member.name.endswith(".dcm") and (stream := tar.extractfile(member))
+                for member in tar
+                if member.isfile() and member.name.endswith(".dcm") and (stream := tar.extractfile(member))
             }
+        self._files = dict(sorted(files.items()))
 
     def __len__(self) -> int:
         return len(self._files)
