@@ -18,10 +18,12 @@ from appliance.wiring.common import EX_OK, MB, open_spool, wait_until_proved
 NICE = 10  # reading and building may take seconds; what receive and forward do takes milliseconds, and goes first
 #: pydicom imports them where it finds them. Only the reader child decodes.
 DECODERS = frozenset({"gdcm", "jpeg_ls", "openjpeg", "pylibjpeg", "rle"})
+#: So it does these, to download what its own tests need.
+DOWNLOADERS = frozenset({"requests", "tqdm"})
 
 
 class NoDecoders(MetaPathFinder):
-    """To this process the decoders are not installed: none can run here, and none takes memory."""
+    """To this process the decoders are not installed: none can run here, and none takes memory. Nor are downloaders."""
 
     def find_spec(
         self,
@@ -29,7 +31,10 @@ class NoDecoders(MetaPathFinder):
         path: Sequence[str] | None,  # noqa: ARG002 - the protocol's signature
         target: ModuleType | None = None,  # noqa: ARG002 - the protocol's signature
     ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] in DECODERS:
+        first = fullname.partition(".")[0]
+        if first in DOWNLOADERS:
+            raise ModuleNotFoundError(f"{fullname} has nothing to download", name=fullname)
+        if first in DECODERS:
             raise ModuleNotFoundError(f"{fullname} is for the reader child", name=fullname)
         return None
 
