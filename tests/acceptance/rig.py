@@ -347,7 +347,9 @@ class Scanner:
 
     def send(self, paths: Sequence[Path], *, abort: bool = False, pause: Callable[[], None] = lambda: None) -> None:
         """One association; `abort` ends it without a release. Raises DeliveryError or OSError when it breaks."""
-        items = [part10(path) for path in paths]
+        self._send([part10(path) for path in paths], abort=abort, pause=pause)
+
+    def _send(self, items: Sequence[Part10], *, abort: bool = False, pause: Callable[[], None] = lambda: None) -> None:
         association = self.associate(items)
         for item in items:
             self.store(association, item)
@@ -369,10 +371,11 @@ class Scanner:
     def insist(self, paths: Sequence[Path], within_s: float, *, patience_s: float = 0.05) -> None:
         """Send until everything is acknowledged, with new associations after each failure, as scanners do."""
         until = time.monotonic() + within_s
-        while left := [path for path in paths if part10(path).sop_instance_uid not in self.acknowledged]:
+        items = [part10(path) for path in paths]
+        while left := [item for item in items if item.sop_instance_uid not in self.acknowledged]:
             assert time.monotonic() < until, f"{len(left)} images not acknowledged within {within_s:g} s"
             try:
-                self.send(left)
+                self._send(left)
             except (DeliveryError, OSError, ValueError):
                 time.sleep(patience_s)
 
