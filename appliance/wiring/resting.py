@@ -59,6 +59,7 @@ def run(config: Config, journal: Journal, spool: Spool, life: Life, log: Log) ->
     life.stopping.set()
     bell.ring("analyse")
     worker.join(1.0)
+    bell.close()
     return EX_LATCHED if spool.latched() else worker.status
 
 
