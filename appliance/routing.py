@@ -68,7 +68,7 @@ def deliveries_for_received(config: Routes, facts: Routed) -> tuple[Owed, ...]:
     urgency = Urgency.URGENT_IMAGE if facts.priority is Priority.URGENT else Urgency.IMAGE
     names = [taker.name for taker in config.destinations if _takes(taker, facts)]
     if not names:
-        return (Owed(destination="", urgency=Urgency.IMAGE, held=UNROUTED),)
+        return (Owed(destination="", urgency=urgency, held=UNROUTED),)
     return tuple(Owed(destination=name, urgency=urgency) for name in names)
 
 

@@ -237,14 +237,18 @@ class FakeTensorRt:
     TensorLocation = SimpleNamespace(DEVICE=0, HOST=1)
     TensorIOMode = SimpleNamespace(INPUT=1, OUTPUT=2)
 
-    def __init__(self, gpu: FakeGpu, location: int = 0, dtype: str = "FLOAT") -> None:
+    def __init__(
+        self, gpu: FakeGpu, location: int = 0, dtype: str = "FLOAT", weights: int = 0, scratch: int = 0
+    ) -> None:
         self.gpu, self.location, self.dtype = gpu, location, dtype
+        self.weights, self.scratch = weights, scratch  # bytes of the GPU's memory
 
     def Runtime(self, logger: _Logger) -> Any:  # noqa: N802
         return SimpleNamespace(deserialize_cuda_engine=lambda plan: self._engine(plan, logger))
 
     def _engine(self, plan: bytes, logger: _Logger) -> "FakeEngine | None":
         if plan == PLAN:
+            self.gpu.free -= self.weights
             return FakeEngine(self, logger)
         logger.log(_Logger.WARNING, "not this")
         logger.log(_Logger.ERROR, "magicTag\n does not match")
@@ -256,6 +260,10 @@ class FakeEngine:
     trt: FakeTensorRt
     logger: _Logger
     num_io_tensors: int = 2
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return self.trt.scratch
 
     def get_tensor_name(self, index: int) -> str:
         return "xy"[index]
@@ -277,6 +285,8 @@ class FakeEngine:
         return [(1, 2), (2, 2), (MOST_ROWS, 2)]
 
     def create_execution_context(self) -> "FakeContext":
+        self.trt.gpu.free -= self.trt.scratch
+        self.trt.gpu.note("context")
         return FakeContext(self.trt.gpu, self.logger)
 
 

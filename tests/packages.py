@@ -27,6 +27,7 @@ class Kind(float, Enum):
 
     DARK = 0.1
     NAN = 0.25
+    CRASHING = 0.4  #: does nothing to the model; for who runs it
     GREEDY = 0.5  #: takes 8 GB
     HANGING = 0.75
     BRIGHT = 0.9  #: a finding

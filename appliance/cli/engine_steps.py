@@ -1,19 +1,34 @@
-"""engines import, check, build, verify, activate, rollback: how a release comes to serve, and how it goes."""
+"""engines import, check, build, verify, activate, rollback, remove: how a release comes to serve, and how it goes."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from appliance.cli.opening import ByOption, ConfigOption, JsonOption, load_config, person, ring, teaching, untrusted
+from appliance.cli.opening import (
+    FAILED,
+    ByOption,
+    ConfigOption,
+    JsonOption,
+    load_config,
+    open_journal,
+    person,
+    ring,
+    teaching,
+    untrusted,
+)
 from appliance.cli.tables import Column, Output
 from appliance.config import Config, EngineMode
+from appliance.engine_store import leaving
 from appliance.engine_store.book import OFF
 from appliance.engine_store.store import Named
 from appliance.errors import EngineRefused
+from appliance.journal import jobs
 from appliance.wakeup import is_listening
+from appliance.wiring.common import MB
 from appliance.wiring.engine_work import Workshop, check_room, workshop
 
 WantedArgument = Annotated[
@@ -36,6 +51,7 @@ def add_to(engines: typer.Typer) -> None:
     add("verify", epilog=_VERIFY)(verify)
     add("activate", epilog=_ACTIVATE)(activate)
     add("rollback", epilog=_ROLLBACK)(rollback)
+    add("remove", epilog=_REMOVE)(remove)
 
 
 _IMPORT = teaching(
@@ -142,9 +158,9 @@ def verify(wanted: WantedArgument, config: ConfigOption = None, by: ByOption = "
         ],
     )
     if report.plan:
-        output.line(f"    on its plan {report.plan}, sha256 {report.plan_sha256}", style="dim")
+        output.line(f"    on its plan {report.plan} ({report.precision}), sha256 {report.plan_sha256}", style="dim")
     if report.not_its_plan:
-        output.line(f"! not on its plan: {report.not_its_plan}", style="bold red")
+        output.line(f"! not on the plan that is asked for: {report.not_its_plan}", style="bold red")
     _say_next(output, at.shop, named)
 
 
@@ -195,6 +211,60 @@ def rollback(
     if back is None:
         raise EngineRefused(f"{engine_id} is off")
     _told(output, at, back, "active again")
+
+
+_REMOVE = teaching(
+    "scanside engines remove ct-lesion@0.1.0",
+    "scanside engines remove ct-lesion --old",
+    failed="it is needed, or a process uses it; nothing was changed",
+)
+
+
+def remove(
+    wanted: Annotated[
+        str, typer.Argument(metavar="ID@VERSION", show_default=False, help="The release; with --old the engine.")
+    ],
+    config: ConfigOption = None,
+    old: Annotated[
+        bool, typer.Option("--old", help="All releases that served or were refused, and that nothing needs any more.")
+    ] = False,
+    by: ByOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Remove an imported release and its plans from this box, for good.
+
+    What is active or in shadow, what `engines rollback` goes back to, and what has results to be reported stays.
+    """
+    at, output = _bench(config, by), Output(as_json=as_json)
+    engine_id, _, version = wanted.partition("@")
+    if bool(version) == old:
+        raise typer.BadParameter("name one release as ID@VERSION, or ID with --old", param_hint="ID@VERSION")
+    store, gone, stay = at.shop.store, dict[str, int](), list[str]()
+    for named in leaving.old(store, engine_id) if old else [store.find(wanted)]:
+        try:
+            gone[str(named)] = leaving.remove(store, named, at.shop.by, partial(_owed, at.config, named))
+        except EngineRefused as error:
+            if not old:
+                raise
+            stay.append(str(error))
+    output.document({"removed": [{"release": name, "bytes": size} for name, size in gone.items()], "stay": stay})
+    for name, size in gone.items():
+        output.line(f"{name} is removed: {size / MB:.1f} MB.", style="bold green")
+    for why in stay:
+        output.line(f"! {why}", style="bold red")
+    if not gone and not stay:
+        output.line(f"Nothing of {engine_id} is old: `scanside engines list` shows what is there.")
+    if stay:
+        raise typer.Exit(FAILED)
+
+
+def _owed(config: Config, named: Named) -> str:
+    """Why its manifest is still needed: without it a result cannot be built."""
+    if not config.journal_path.exists():
+        return ""
+    key = f"{named.engine_id}@{named.release.rpartition('-')[0]}"
+    with open_journal(config) as journal:
+        return "results of it are still to be reported" if jobs.is_any_of(journal, key) else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,23 @@
 """engines: what is there, what of it serves, and how a release comes to serve."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import typer
 
 from appliance import engine_package
 from appliance.cli import engine_steps
 from appliance.cli.opening import FAILED, ConfigOption, JsonOption, load_config, teaching
-from appliance.cli.tables import Column, Output, run_by
+from appliance.cli.tables import Column, Output, plural, run_by
 from appliance.config import Config, EngineMode
+from appliance.engine_store import leaving
 from appliance.engine_store.book import SHIPPED, Book
 from appliance.engine_store.store import EngineStore, Named
 from appliance.errors import CertificateUnusable, EngineRefused, PackageInvalid
+from appliance.wiring.common import MB
+from appliance.wiring.model_files import MODEL
 from appliance.wiring.releases import engine_store, report_of
 
 app = typer.Typer(rich_markup_mode=None)
@@ -28,6 +33,7 @@ engines = typer.Typer(
         "scanside engines verify ct-lesion      prove it on what will run it, and measure it",
         "scanside engines activate ct-lesion    from the next study on",
         "scanside engines rollback ct-lesion    and back again",
+        "scanside engines remove ct-lesion --old    what nothing needs any more",
         failed="see each command",
     ),
 )
@@ -47,6 +53,8 @@ class Listed:
     stage: str = ""  #: how far an imported one has come
     place: str = ""  #: active, shadow, off (it was turned off), or "" where it has none
     title: str = ""
+    needed: str = ""  #: what an imported one cannot be removed for; "": nothing needs it
+    mb: float = 0.0  #: of an imported one, with its plans
     valid: bool
     why_not: str = ""
     package_sha256: str = ""
@@ -68,8 +76,8 @@ def list_engines(config: ConfigOption = None, as_json: JsonOption = False) -> No
     """List the engines, each file checked against its hash.
 
     Shows those that the configuration names, those that lie in its engines_dir, and every release that was imported:
-    how far it has come, which of them serves, and what it was verified on. Whether it does so just now, after its
-    golden cases, and by what, is told by `scanside status`.
+    how far it has come, which of them serves or is kept to roll back to, what room it takes, and what it was verified
+    on. Whether it does so just now, after its golden cases, and by what, is told by `scanside status`.
     """
     loaded, output = load_config(config), Output(as_json=as_json)
     store = engine_store(loaded)
@@ -79,6 +87,7 @@ def list_engines(config: ConfigOption = None, as_json: JsonOption = False) -> No
     if not found:
         output.line(f"No engines in {loaded.engines_dir}, none configured.")
     columns = [Column(name) for name in ("release", "status", "mode", "stage", "serves", "verified on", "valid")]
+    columns.insert(5, Column("MB", right=True))
     output.table([Column("id", style="bold"), *columns], [_row(one) for one in found])
     for one in found:
         if not one.valid:
@@ -88,6 +97,7 @@ def list_engines(config: ConfigOption = None, as_json: JsonOption = False) -> No
                 output.line(f"  {line}")
     for alarm in alarms.values():
         output.line(f"! {alarm}", style="bold red")
+    _say_old(output, store)
     wrong = [one for one in found if not one.valid and one.place and one.mode not in ("", EngineMode.OFF)]
     if wrong or alarms:
         raise typer.Exit(FAILED)
@@ -97,7 +107,19 @@ def _row(one: Listed) -> tuple[object, ...]:
     release = f"{one.version} ({one.release})" if one.release == SHIPPED else one.release
     proved_on = run_by(one.runtime, one.plan_sha256)
     valid = "yes" if one.valid else "NO"
-    return one.id, release, one.status, one.mode or "(not used)", one.stage, one.place, proved_on, valid
+    place = one.place or ("rollback" if one.needed else "")
+    room = f"{one.mb:.1f}" if one.stage else ""
+    return one.id, release, one.status, one.mode or "(not used)", one.stage, place, room, proved_on, valid
+
+
+def _say_old(output: Output, store: EngineStore) -> None:
+    """What could go, and how."""
+    for name in store.ids():
+        with suppress(EngineRefused):  # told already
+            if old := leaving.old(store, name):
+                room = sum(leaving.size(store, named) for named in old) / MB
+                output.line(f"Nothing needs {plural(len(old), 'old release')} of {name}, {room:.1f} MB:", style="dim")
+                output.line(f"    scanside engines remove {name} --old", style="dim")
 
 
 def _names(config: Config, store: EngineStore) -> list[str]:
@@ -139,6 +161,7 @@ def _one(config: Config, store: EngineStore, named: Named, book: Book) -> Listed
         "mode": options.mode if options else "",
         "stage": named.stage or "",
         "place": places.get(named.release, ""),
+        **_kept(store, named),
         **_proof(store, named),
         "last": f"{lines[-1].at} {lines[-1].event} by {lines[-1].by}: {lines[-1].why}" if lines else "",
     }
@@ -158,8 +181,16 @@ def _one(config: Config, store: EngineStore, named: Named, book: Book) -> Listed
     )
 
 
+def _kept(store: EngineStore, named: Named) -> dict[str, Any]:
+    if named.stage is None:
+        return {}
+    needed = leaving.needed(store, named.engine_id).get(named.release, "")
+    return {"needed": needed, "mb": round(leaving.size(store, named) / MB, 1)}
+
+
 def _proof(store: EngineStore, named: Named) -> dict[str, str]:
     """What it was verified on last; nothing of one that was not."""
     report = report_of(store, named) or {}
-    runtime = f"{report.get('runtime', '')} {report.get('runtime_version', '')}".strip()
+    parts = [str(report.get(name, "")) for name in ("runtime", "runtime_version", "precision")]
+    runtime = " ".join(part for part in parts if part not in ("", MODEL))
     return {"runtime": runtime, "plan_sha256": str(report.get("plan_sha256", ""))}

@@ -114,6 +114,9 @@ class Engine(Options):
     id: values.EngineId = Field(description="name of the engine's folder")
     mode: EngineMode = Field(default=EngineMode.SHADOW, description="shadow, publish or off")
     deadline_s: Seconds = Field(default=300, description="seconds until a study without an answer is 'not analysed'")
+    precision: Literal["fp32", "fp16"] = Field(
+        default="fp32", description="of its plan, once it is compiled: fp32 is the model itself; or its variant fp16"
+    )
     remote: Remote | None = Field(default=None, description="group: a server that runs it while it can; null is none")
 
 
@@ -123,6 +126,12 @@ class Analyse(Options):
     python: values.Program | None = Field(default=None, description="interpreter of the runtime child; null is ours")
     threads: int = Field(default=1, ge=1, le=256, description="processor threads an engine may use")
     memory_mb: int = Field(default=4_096, ge=64, le=1_048_576, description="megabytes of memory an engine may use")
+    gpu_memory_mb: int | None = Field(
+        default=None,
+        ge=16,
+        le=1_048_576,
+        description="megabytes of the GPU's memory that a plan may need; null is what is free",
+    )
     read_memory_mb: int = Field(
         default=4_096, ge=1_024, le=1_048_576, description="megabytes of memory that reading images may use"
     )

@@ -14,6 +14,8 @@ from appliance.errors import EngineRefused, PackageInvalid
 from appliance.states import ENGINE, EngineStage, Event
 
 MAX_WHY = 500  # characters in a line of history
+REMOVE = "remove"  #: in the history, of a release that left the store
+OVER = frozenset({EngineStage.RETIRED, EngineStage.REFUSED})  #: nobody is about to let it serve
 
 
 def check_ready(name: str, stage: EngineStage, event: Event) -> None:
@@ -106,6 +108,27 @@ class Moves:
             alarm = f"{name} was rolled back to {back}: {why}"
             self.set(active=back, previous=rest, alarm=alarm, shadow=self._shadow_beside(back))
         return True
+
+    def needed(self) -> dict[str, str]:
+        """Releases that must stay, and what for."""
+        back, _ = self._before()
+        wanted = {
+            back: "`engines rollback` goes back to it",
+            self.book.stopped: "it was turned off, and its studies are still this engine's",
+            self.book.shadow: "it runs in shadow",
+            self.book.active: "it is active",
+        }
+        return {release: why for release, why in wanted.items() if release != OFF}
+
+    def remove(self, release: str, name: str) -> None:
+        """Raises EngineRefused where it is needed, or gone."""
+        if why := self.needed().get(release):
+            raise EngineRefused(f"{name} stays: {why}")
+        releases = {one: known for one, known in self.book.releases.items() if one != release}
+        if len(releases) == len(self.book.releases):
+            raise EngineRefused(f"the release {release} is not in the store any more")
+        self.say(release, REMOVE, f"it was {self.book.releases[release].stage}")
+        self.set(releases=releases, previous=tuple(one for one in self.book.previous if one != release))
 
     def _check_ready(self, release: str, name: str, event: Event) -> None:
         if release != SHIPPED:

@@ -5,6 +5,8 @@
     ID/plans/VERSION-SHA12/     what was compiled from it for this device
     ID/VERSION-SHA12.verify.json    how it did when it was verified last
 
+What leaves, and in which order, is told in removal.py and leaving.py; what is used is held (holds.py), and stays.
+
 Promises: a release is here whole or not at all, and on the disk before its name is known; nothing in it is ever
 executed. One small file says what serves, and is replaced by one rename: whoever dies in between leaves the old or the
 new. Several processes may use it at once. Every transition is in states.ENGINE and leaves a line of history.
@@ -24,6 +26,7 @@ from appliance import engine_package, engine_signature
 from appliance.disk import make_folder, refusal, sync_folder
 from appliance.engine_package import EnginePackage
 from appliance.engine_store import book as books
+from appliance.engine_store import holds, removal
 from appliance.engine_store.book import SHIPPED, Book, Release
 from appliance.engine_store.moves import Moves, check_ready
 from appliance.engine_store.unpack import CheckRoom, unpack
@@ -31,7 +34,6 @@ from appliance.errors import CertificateUnusable, EngineRefused, PackageInvalid,
 from appliance.states import ENGINE, EngineStage, Event
 
 INCOMING = ".incoming-"
-PLANS = "plans"
 
 
 def utc() -> str:
@@ -120,6 +122,7 @@ class EngineStore:
         home = self.root / manifest.id
         _make(home)
         with self._moving(manifest.id, by) as moves:
+            removal.sweep(home, moves.book)
             known = moves.book.releases.get(release)
             if known is not None and known.package_sha256 != package.package_sha256:  # names are cut, and can be made
                 raise PackageInvalid(f"another package has the name {release} already: its version must be another")
@@ -282,15 +285,28 @@ class EngineStore:
         """What `verify` found, beside the release; durable. Raises OutOfResources, StoreFailed."""
         home = self.root / named.engine_id
         _make(home)
-        path = home / f"{named.release}.verify.json"
+        path = removal.report_of(home, named.release)
         books.replace_file(path, content)
         return path
 
     def plans(self, named: Named) -> Path:
         """Where plans of this release lie; made."""
-        folder = self.root / named.engine_id / PLANS / named.release
+        folder = removal.plans_of(self.root / named.engine_id, named.release)
         _make(folder)
         return folder
+
+    @contextmanager
+    def using(self, named: Named, *, plans: bool = False) -> Iterator[None]:
+        """It is not removed meanwhile, nor, with `plans`, any plan of it. Raises EngineRefused where it is gone."""
+        if named.stage is None:
+            yield
+            return
+        with holds.held(named.folder):
+            if not plans:
+                yield
+                return
+            with holds.held(self.plans(named)):
+                yield
 
     @contextmanager
     def _moving(self, engine_id: str, by: str) -> Iterator[Moves]:

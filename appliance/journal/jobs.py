@@ -141,6 +141,11 @@ def unfinished(journal: Journal, *states: JobState) -> list[Job]:
     return [job_of(row) for row in rows]
 
 
+def is_any_of(journal: Journal, engine: str) -> bool:
+    """Whether something is still to be done for a job of this engine, id@version: to be run, or to be reported."""
+    return any(job.engine == engine for job in unfinished(journal, *UNFINISHED))
+
+
 def is_any_due(journal: Journal) -> bool:
     """Whether a job is ready, or is run."""
     return bool(unfinished(journal, JobState.READY, JobState.RUNNING))

@@ -50,6 +50,11 @@ class TensorSpec(BaseModel):
     dtype: Dtype
     shape: Annotated[tuple[Annotated[int, Field(ge=-1, le=_MAX_LENGTH)], ...], Field(max_length=16)]
 
+    @property
+    def bytes_if_fixed(self) -> int | None:
+        """None where a dimension has any length."""
+        return None if -1 in self.shape else prod(self.shape) * np.dtype(self.dtype).itemsize
+
     def mismatch(self, dtype: np.dtype[Any], shape: Sequence[int]) -> str:
         """What is wrong with an array of that kind, "" if nothing is."""
         if dtype != np.dtype(self.dtype):
@@ -79,6 +84,7 @@ class Loaded(Answer):
 
 class Ran(Answer):
     outputs: Annotated[tuple[ArraySpec, ...], Field(max_length=64)]
+    offsets: Annotated[tuple[Annotated[int, Field(ge=0, le=_MAX_LENGTH)], ...], Field(max_length=64)] = ()
     run_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     note: Name = ""  #: how it went, as the runtime says
 

@@ -10,9 +10,13 @@ passes along with the request. One request, one answer, in this order:
 
     hello  settings of the runtime -> protocol, version, device
     load   sha256 [model file]     -> inputs, outputs: name, dtype, shape (-1: any length); device
-    infer  deadline_s, inputs: name, dtype, shape, offset [memory]  -> outputs: name, dtype, shape; run_ms, note
+    infer  deadline_s, room, inputs: name, dtype, shape, offset [memory]
+                                   -> outputs: name, dtype, shape; offsets; run_ms, note
     fetch  offsets, one an output [memory]              -> the memory is filled
     quit                           -> and the child ends
+
+`room` is where in the memory of `infer` outputs may be left, and how many bytes of them: if they fit, `offsets` says
+where each is, else it is empty, and they are to be fetched.
 
 Each answer has `ok`; where it is false, `reason` ("runtime", "model", "run", "memory") and `detail`. Anything
 unforeseen ends the child with a traceback on stderr, which the parent reads. The end of the socket ends the child.
@@ -46,6 +50,7 @@ MAX_MESSAGE = 256 * 1024
 MAX_DETAIL = 500
 MAX_NOTE = 200
 MAX_WRITE = 1 << 30
+ALIGNMENT = 64  # of arrays in a memory file: a cache line, and what vector instructions like
 QUIET_S = 3.0
 RUNTIMES = ("onnx", "tensorrt", "kserve")
 BACKENDS = (*RUNTIMES, "plan_build")  # what builds plans is started, asked and limited like what runs them
@@ -171,7 +176,23 @@ class Worker:
         run_ms = (time.perf_counter() - start) * 1000
         self._outputs = outputs
         specs = [{"name": name, "dtype": a.dtype.name, "shape": list(a.shape)} for name, a in outputs.items()]
-        return {"outputs": specs, "run_ms": run_ms, "note": getattr(self._backend, "note", "")[:MAX_NOTE]}
+        note = getattr(self._backend, "note", "")[:MAX_NOTE]
+        return {"outputs": specs, "offsets": self._leave(files[0], request["room"]), "run_ms": run_ms, "note": note}
+
+    def _leave(self, file: BinaryIO, room: List[int]) -> List[int]:
+        """The outputs in the memory that came with the inputs, one behind the other; [] where they do not fit."""
+        offset, left = room
+        offsets = []
+        for array in self._outputs.values():
+            offsets.append(offset)
+            taken = -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+            offset, left = offset + taken, left - taken
+        if left < 0:
+            return []
+        for at, array in zip(offsets, self._outputs.values(), strict=True):
+            _write(file.fileno(), at, array)
+        self._outputs = {}
+        return offsets
 
     def _fetch(self, request: Message, files: List[BinaryIO]) -> Message:
         outputs, self._outputs = self._outputs, {}
@@ -230,7 +251,7 @@ def wait_behind(more: int) -> None:
         try:
             Path("/proc/self/autogroup").write_text(str(os.getpriority(os.PRIO_PROCESS, 0)))
         except BlockingIOError:
-            time.sleep(_NICE_AGAIN_S)
+            select.select([], [], [], _NICE_AGAIN_S)  # the kernel tells nobody when it may be asked again
         except OSError:  # no such kernel, or no such right: nice alone has to do
             return
         else:

@@ -51,6 +51,8 @@ class Preferred:
     tend_s: float  #: what looking whether it is back may take
     max_message_bytes: int | None = None  #: of its inputs; None: any
     plan_sha256: str = ""  #: where it is a plan
+    precision: str = ""  #: where it is another than the model's
+    degraded: str = ""  #: why it is not what is asked for, though better than what is here
     is_final: bool = False  #: once it is found wrong it is not asked again: it cannot be mended where it is
 
 
@@ -231,13 +233,10 @@ class WithFallback:
 
     def _there(self, wanted: Preferred, preferred: ChildEngine) -> None:
         self._failures, self._fault = 0, ""
-        self.runtime, self.runtime_version, self.device = (
-            preferred.runtime,
-            preferred.runtime_version,
-            preferred.device,
-        )
+        self.runtime, self.device = preferred.runtime, preferred.device
+        self.runtime_version = f"{preferred.runtime_version} {wanted.precision}".rstrip()
         self.plan_sha256 = wanted.plan_sha256
-        self._is_here, self.degraded = False, ""
+        self._is_here, self.degraded = False, wanted.degraded
 
     def _here(self, why: str) -> None:
         local, wanted = self._local, self._wanted

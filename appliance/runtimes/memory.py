@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.ports import Array
+from appliance.runtimes.child import ALIGNMENT
 
-_ALIGNMENT = 64  # a cache line, and what vector instructions like
 _MAX_WRITE = 1 << 30
 
 
@@ -23,7 +23,7 @@ def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
     offsets, end = [], 0
     for size in sizes:
         offsets.append(end)
-        end += -(-size // _ALIGNMENT) * _ALIGNMENT
+        end += -(-size // ALIGNMENT) * ALIGNMENT
     return offsets, end
 
 

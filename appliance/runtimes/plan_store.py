@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,9 +113,23 @@ def find(folder: Path, target: Target) -> BuiltPlan:
 
 def drop(plan: BuiltPlan) -> None:
     """It was found wrong, and is found no more. Raises OSError."""
-    for path in (plan.path.with_suffix(".json"), plan.path):
+    remove(plan.path.parent, (plan.path.with_suffix(".json"), plan.path))
+
+
+def others(folder: Path, keys: Collection[str]) -> list[Path]:
+    """Files of all plans but those of these keys, and of writes that were cut short; in the order to remove them.
+
+    Nobody writes here meanwhile. Raises OSError.
+    """
+    kept = {f"{key[:_SHORT]}{kind}" for key in keys if key for kind in (".plan", ".json")}
+    return sorted((path for path in folder.iterdir() if path.name not in kept), key=lambda path: path.suffix)
+
+
+def remove(folder: Path, files: Iterable[Path]) -> None:
+    """In this order, durably: what tells about a plan first, for without it no plan is found. Raises OSError."""
+    for path in files:
         path.unlink(missing_ok=True)
-    sync_folder(plan.path.parent)
+    sync_folder(folder)
 
 
 def _checked(folder: Path, target: Target) -> BuiltPlan:

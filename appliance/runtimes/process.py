@@ -140,8 +140,8 @@ class ChildEngine:
         with ExitStack() as undo:
             undo.callback(self._discard)
             child = self._living_child(patience)
-            ran = self._run(child, inputs, patience)
-            outputs = self._fetch(child, ran.outputs, patience)
+            with _shortage_told():
+                ran, outputs = self._run(child, inputs, patience)
             undo.pop_all()
         self.last_run_ms, self.last_note = ran.run_ms, ran.note
         return outputs
@@ -172,31 +172,44 @@ class ChildEngine:
             raise RuntimeFailed(Reason.ENGINE_FAILED, "no child")
         return self._child
 
-    def _run(self, child: Child, inputs: Mapping[str, Array], patience: Patience) -> Ran:
+    def _run(self, child: Child, inputs: Mapping[str, Array], patience: Patience) -> tuple[Ran, dict[str, Array]]:
         offsets, size = layout([array.nbytes for array in inputs.values()])
         specs = [
             {"name": name, "dtype": array.dtype.name, "shape": array.shape, "offset": offset}
             for (name, array), offset in zip(inputs.items(), offsets, strict=True)
         ]
-        with _shortage_told(), memory_file(size) as fd:
+        room = self._room()
+        with memory_file(size + room) as fd:
             for array, offset in zip(inputs.values(), offsets, strict=True):
                 write_array(fd, offset, array)
-            request = {"do": "infer", "inputs": specs, "deadline_s": patience.left_s}
-            return child.ask(request, Ran, patience, [fd])
+            request = {"do": "infer", "inputs": specs, "room": [size, room], "deadline_s": patience.left_s}
+            ran = child.ask(request, Ran, patience, [fd])
+            self._check_outputs(ran.outputs)
+            if ran.offsets:
+                return ran, _copied(fd, ran.outputs, ran.offsets)
+        return ran, self._fetch(child, ran.outputs, patience)
 
-    def _fetch(self, child: Child, specs: Sequence[ArraySpec], patience: Patience) -> dict[str, Array]:
-        """The outputs, copied out of the child's reach. Their kinds and sizes are checked before a byte is given."""
+    def _room(self) -> int:
+        """Bytes for the outputs, where the model says how large they will be: it saves asking for them."""
+        sizes = [spec.bytes_if_fixed for spec in self.outputs]
+        _, size = layout([size for size in sizes if size is not None])
+        return size if None not in sizes and size <= self._runtime.output_limit() else 0
+
+    def _check_outputs(self, specs: Sequence[ArraySpec]) -> None:
+        """Their kinds and sizes, before a byte of them is given room."""
         if [spec.name for spec in specs] != [spec.name for spec in self.outputs]:
             raise RuntimeFailed(Reason.ENGINE_FAILED, "the outputs are not those of the model")
         for promised, given in zip(self.outputs, specs, strict=True):
             if text := promised.mismatch(np.dtype(given.dtype), given.shape):
                 raise RuntimeFailed(Reason.ENGINE_FAILED, f"wrong output: {text}")
-        offsets, size = layout([spec.size for spec in specs])
-        if size > self._runtime.output_limit():
+        if (size := layout([spec.size for spec in specs])[1]) > self._runtime.output_limit():
             raise RuntimeFailed(Reason.ENGINE_FAILED, f"the outputs take {size} bytes: over the memory limit")
-        with _shortage_told(), memory_file(size) as fd:
+
+    def _fetch(self, child: Child, specs: Sequence[ArraySpec], patience: Patience) -> dict[str, Array]:
+        offsets, size = layout([spec.size for spec in specs])
+        with memory_file(size) as fd:
             child.ask({"do": "fetch", "offsets": offsets}, Done, patience, [fd])
-            return {s.name: read_array(fd, at, s.dtype, s.shape) for s, at in zip(specs, offsets, strict=True)}
+            return _copied(fd, specs, offsets)
 
     def _discard(self) -> None:
         if self._child is not None:
@@ -214,6 +227,15 @@ def _opened(model: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _copied(fd: int, specs: Sequence[ArraySpec], offsets: Sequence[int]) -> dict[str, Array]:
+    """The outputs, out of the child's reach. Raises RuntimeFailed where they are not where it says."""
+    if len(offsets) != len(specs) or any(
+        at + s.size > os.fstat(fd).st_size for s, at in zip(specs, offsets, strict=True)
+    ):
+        raise RuntimeFailed(Reason.ENGINE_FAILED, "the outputs are not where they should be")
+    return {s.name: read_array(fd, at, s.dtype, s.shape) for s, at in zip(specs, offsets, strict=True)}
 
 
 @contextmanager

@@ -5,9 +5,10 @@ their real classes). Its model is a plan, built on this machine for this GPU by 
 run (`engine_host_code_allowed` stays off), and precision is what the ONNX said.
 
 The driver is asked in a child before any object of TensorRT is made. All memory is taken when the plan is loaded, for
-the largest shapes that it takes; what `run` returns lies there, and is good until the next run. A shape is run as it is
-the first time; when it comes again it is recorded as a CUDA graph, and launched as one from then on. Where that cannot
-be done, it goes on without, and `note` says so.
+the largest shapes that it takes, and first it is reckoned whether there is so much, and whether it may have it. What
+`run` returns lies there, and is good until the next run. A shape is run as it is the first time; when it comes again it
+is recorded as a CUDA graph, and launched as one from then on. Where that cannot be done, it goes on without, and `note`
+says so.
 """
 
 import importlib
@@ -117,13 +118,16 @@ class Tensor:
 class TensorRt:
     """The child's Backend: one plan, one execution context, one stream."""
 
-    def __init__(self, library: Library, cuda: cuda_memory.Cuda, driver: Any, device: str) -> None:
-        """`driver` is libcuda, for graphs."""
+    def __init__(
+        self, library: Library, cuda: cuda_memory.Cuda, driver: Any, device: str, gpu_memory_mb: int = 0
+    ) -> None:
+        """`driver` is libcuda, for graphs. `gpu_memory_mb`: of the GPU's memory that a plan may need; 0: all of it."""
         self.version = library.version
         self.device = device
         self.deadline_s = 0.0  #: the parent keeps it, by a kill
         self.note = ""  #: how the last run went, and what the plan takes on the GPU
         self._library, self._cuda, self._driver = library, cuda, driver
+        self._budget_mb = gpu_memory_mb
         self._tensors: List[Tensor] = []
         self._shapes: Tuple[Shape, ...] = ()  # of the inputs, that the context is set to
         self._graph: Optional[cuda_memory.Graph] = None
@@ -136,7 +140,10 @@ class TensorRt:
         engine = runtime.deserialize_cuda_engine(model)
         if engine is None:
             raise ValueError(f"no plan for this GPU and TensorRT {self.version}: {self._library.said()}")
+        weights, scratch = max(free - self._cuda.free_bytes(), 0), int(engine.device_memory_size_v2)
         self._tensors = [self._tensor(engine, index) for index in range(engine.num_io_tensors)]
+        inputs = sum(tensor.size_of(tensor.most) for tensor in self._inputs())
+        self._check_memory(weights, scratch, inputs, wanted=scratch + inputs)
         context = engine.create_execution_context()
         if context is None:
             raise RuntimeError(f"no execution context: {self._library.said()}")
@@ -144,6 +151,9 @@ class TensorRt:
         self._set_shapes(tuple(tensor.most for tensor in self._inputs()))
         for tensor in self._tensors:
             tensor.most = tensor.now
+        arrays = sum(tensor.size_of(tensor.most) for tensor in self._tensors)  # those of outputs are known by now
+        self._check_memory(weights, scratch, arrays, wanted=arrays)
+        for tensor in self._tensors:
             size = max(tensor.size_of(tensor.most), 1)
             tensor.host, tensor.device = self._cuda.pinned(size), self._cuda.device(size)
             if not context.set_tensor_address(tensor.name, tensor.device):
@@ -151,6 +161,21 @@ class TensorRt:
         self._shapes = ()
         self._taken = max(free - self._cuda.free_bytes(), 0)
         return [tensor.spec for tensor in self._inputs()], [tensor.spec for tensor in self._outputs()]
+
+    def _check_memory(self, weights: int, scratch: int, arrays: int, *, wanted: int) -> None:
+        """Bytes; `wanted` are not taken yet. Raises ValueError: nothing is wrong with what there is, it is too little.
+
+        Not by trying: what is taken last of a GPU that is full may be another's.
+        """
+        need, free = weights + scratch + arrays, self._cuda.free_bytes()
+        parts = f"{_mb(weights)} for weights, {_mb(scratch)} to work in, {_mb(arrays)} for what goes in and out"
+        if 0 < self._budget_mb << 20 < need:
+            raise ValueError(
+                f"it needs {_mb(need)} MB of the GPU's memory ({parts}), and may have {self._budget_mb}"
+                " (analyse.gpu_memory_mb)"
+            )
+        if wanted > free:
+            raise ValueError(f"it needs {_mb(need)} MB of the GPU's memory ({parts}): {_mb(wanted - free)} are wanting")
 
     def run(self, inputs: Dict[str, Array]) -> Dict[str, Array]:
         shapes = tuple(tuple(inputs[tensor.name].shape) for tensor in self._inputs())
@@ -233,7 +258,12 @@ class TensorRt:
         return [tensor for tensor in self._tensors if not tensor.is_input]
 
 
-def open_backend(_threads: int) -> TensorRt:
+def _mb(size: int) -> int:
+    """Bytes in megabytes, rounded up."""
+    return -(-size >> 20)
+
+
+def open_backend(_threads: int, gpu_memory_mb: int = 0) -> TensorRt:
     """What `child.py` calls. Raises ImportError where a part is missing: TensorRT, a driver, a GPU, a way to memory."""
     library = open_library()
     gpu = cuda_probe.ask(sys.executable)
@@ -244,4 +274,4 @@ def open_backend(_threads: int) -> TensorRt:
         cuda = cuda_memory.open_cuda()
     except RuntimeError as error:  # cuda-bindings of a newer CUDA than the driver's
         raise ImportError(f"{device} cannot be used: {error}") from error
-    return TensorRt(library, cuda, cuda_memory.open_driver(), device)
+    return TensorRt(library, cuda, cuda_memory.open_driver(), device, gpu_memory_mb)

@@ -1,7 +1,9 @@
 """Infer: runs engines on ready jobs, one at a time, in a runtime child with a deadline.
 
-Every claimed job ends in a committed outcome: findings, none, or "not analysed: reason". While nothing is ready, jobs
-whose inputs look complete are run early; their outcome is kept with the job until the evidence holds.
+One at a time, whichever engine it is of: a GPU never has two studies at once. Those that somebody waits for go first;
+of others one has its turn after a few of them, so that none starves. Every claimed job ends in a committed outcome:
+findings, none, or "not analysed: reason". While nothing is ready, jobs whose inputs look complete are run early; their
+outcome is kept with the job until the evidence holds.
 """
 
 import time
@@ -13,7 +15,7 @@ from tempfile import TemporaryDirectory
 from appliance.errors import CannotAnalyse, OutOfResources, RuntimeCancelled, RuntimeFailed
 from appliance.imaging import analysis
 from appliance.imaging.reading import ImageReader
-from appliance.journal import jobs
+from appliance.journal import jobs, urgency
 from appliance.model import Conclusion, EngineIdentity, Instance, Job, Outcome, Reason
 from appliance.ports import LoadedEngine
 from appliance.stages.desk import Desk, EarlyRun, EngineOnDuty, identity_of, unknown_identity
@@ -22,6 +24,7 @@ from appliance.states import Event, JobState
 MAX_ATTEMPTS = 3
 FAILING_FROM = 2  # jobs in a row: one may be at fault itself
 MOST_FAULTS = 1000  # studies that are remembered of an engine
+URGENT_IN_A_ROW = 4  # jobs, while others wait
 FAIR_SHARE = 0.5  # of its deadline: an engine that was given less is not at fault for being late
 
 
@@ -114,6 +117,7 @@ class Inferrer:
         self._tried_early: dict[int, str] = {}  # job id -> its inputs then
         self._failures: dict[str, dict[int, str]] = {}  # engine -> the jobs that failed since it last answered, and why
         self._faults: dict[str, dict[str, tuple[Job, str]]] = {}  # engine -> studies, where it was itself at fault
+        self._urgent_ran = 0  # in a row, while others waited
         self._unsettled: tuple[Job, Outcome] | None = None  # an outcome that the journal has not taken yet
 
     @property
@@ -158,16 +162,28 @@ class Inferrer:
         ready = jobs.unfinished(self._desk.journal, JobState.READY)
         ready = [job for job in ready if self._desk.engine(job.engine)]  # the others are assemble's to replace
         if ready:
-            ready.sort(key=lambda job: not self._counts(job))
-            self._run_ready(ready[0])
+            self._run_ready(self._first(ready))
             return True
         waiting = early()  # as assemble saw it last: some may be done or overtaken by now
+        hurry = urgency.urgent(self._desk.journal, [run.job for run in waiting])
+        waiting = sorted(waiting, key=lambda run: run.job.id not in hurry)
         self._tried_early = {run.job.id: self._tried_early.get(run.job.id, "") for run in waiting}
         for run in waiting:
             if self._tried_early[run.job.id] != run.digest and not jobs.overtaken(self._desk.journal, run.job):
                 self._run_early(run)
                 return True
         return False
+
+    def _first(self, ready: Sequence[Job]) -> Job:
+        """Of jobs, oldest first, the one that is run now."""
+        counting = [job for job in ready if self._counts(job)] or ready
+        hurry = urgency.urgent(self._desk.journal, counting)
+        urgent, others = ([job for job in counting if (job.id in hurry) is so] for so in (True, False))
+        if urgent and (not others or self._urgent_ran < URGENT_IN_A_ROW):
+            self._urgent_ran = self._urgent_ran + 1 if others else 0
+            return urgent[0]
+        self._urgent_ran = 0
+        return others[0]
 
     def _counts(self, job: Job) -> bool:
         """What is sent goes before what only runs in shadow."""

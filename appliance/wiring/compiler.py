@@ -5,7 +5,7 @@ A plan is used only if it was built for all that there is now, and `engines veri
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,15 @@ def compiler(config: Config) -> Compiler:
     analyse = config.analyse
     interpreter = Path(analyse.python or sys.executable)
     settings = BuildSettings(interpreter=interpreter, threads=analyse.threads)
+    if analyse.gpu_memory_mb is not None:  # a plan that may not be loaded need not be built
+        settings = replace(settings, workspace_mb=min(settings.workspace_mb, analyse.gpu_memory_mb))
     child = ChildSettings(
         interpreter=interpreter,
         runtime="tensorrt",
         threads=analyse.threads,
         memory_mb=analyse.memory_mb,
         load_deadline_s=LOAD_S,
+        runtime_settings={"gpu_memory_mb": analyse.gpu_memory_mb or 0},
     )
     return Compiler(builder=TensorRtBuilder(settings), runtime=ChildRuntime(child))
 

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from appliance.config import Config
+from appliance.engine_store import removal
 from appliance.engine_store.store import EngineStore, Named
 
 
@@ -18,7 +19,7 @@ def engine_store(config: Config) -> EngineStore:
 def report_of(store: EngineStore, named: Named) -> dict[str, Any] | None:
     """What `verify` wrote last of a release, or None."""
     try:
-        found = json.loads((store.root / named.engine_id / f"{named.release}.verify.json").read_text())
+        found = json.loads(removal.report_of(store.root / named.engine_id, named.release).read_text())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

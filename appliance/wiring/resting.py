@@ -7,6 +7,7 @@ import shutil
 from functools import partial
 
 from appliance.config import Config, EngineMode
+from appliance.engine_store import leaving
 from appliance.errors import OutOfResources
 from appliance.journal import copies, inbox, jobs
 from appliance.journal.store import Journal
@@ -14,6 +15,7 @@ from appliance.life import Life
 from appliance.spool import Spool
 from appliance.wakeup import SLOW_POLL_S, Bell
 from appliance.wiring.common import EX_LATCHED, Log, Worker, join, latching, open_journal, publish_facts
+from appliance.wiring.releases import engine_store
 
 LOOK_AT = 500  # instances at a time
 LOOK_EVERY_S = 1.0
@@ -27,6 +29,7 @@ def opened(config: Config, spool: Spool, log: Log) -> Journal:
         journal = open_journal(config, "analyse", spool.free_reserve)
         join(spool, journal)
         _sweep(journal, spool, log)
+        leaving.sweep(engine_store(config))
     return journal
 
 

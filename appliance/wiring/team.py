@@ -4,75 +4,32 @@ Only verified engines run (P8): whatever the store says serves must be, byte for
 its golden cases in a child of this process, before it takes its place; until then the one before it goes on. One that
 does not prove itself, that fails on many studies in a row, or that fails a self-test gives way to what was active
 before it, by itself and loudly; where there is none it is off. Its duties stay: its studies are concluded as "not
-analysed" (P6). Used by one thread, because a runtime child dies with the thread that started it.
+analysed" (P6). Who should be on duty is found out by `posts`, who serves is in `crew`; here is decided. Used by one
+thread.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
 
-from appliance import engine_package
 from appliance.config import Config, EngineMode
 from appliance.config.models import Engine
-from appliance.engine_package import EnginePackage
-from appliance.engine_store.book import BOOK, MAX_PREVIOUS, SHIPPED
+from appliance.engine_store.book import MAX_PREVIOUS
 from appliance.engine_store.store import EngineStore, Named
-from appliance.errors import CertificateUnusable, EngineRefused, PackageInvalid, RuntimeFailed
-from appliance.imaging import golden
+from appliance.errors import EngineRefused
 from appliance.journal.jobs import subject_of
 from appliance.journal.store import NOTHING, Journal, Subject
-from appliance.model import Reason
 from appliance.ports import LoadedEngine, Runtime
 from appliance.stages.desk import EngineOnDuty
 from appliance.stages.infer import Fault
 from appliance.wiring.common import Log
+from appliance.wiring.crew import Crew
 from appliance.wiring.plans import Plans
+from appliance.wiring.posts import Post, Posts, Roster
 from appliance.wiring.remotes import Remotes
 
-CHANCES = 3  # of an engine whose child dies while it is loaded: memory may be short just now
 WE = "analyse"
 HOUR_S = 3600.0
-
-Stamp = tuple[int, int, int] | None
-
-
-class Roster(Sequence[EngineOnDuty]):
-    """The engines on duty, for readers in other threads: exchanged as a whole, and never changed."""
-
-    def __init__(self) -> None:
-        self._now: tuple[EngineOnDuty, ...] = ()
-
-    def exchange(self, engines: Sequence[EngineOnDuty]) -> None:
-        self._now = tuple(engines)
-
-    @overload
-    def __getitem__(self, at: int) -> EngineOnDuty: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[EngineOnDuty]: ...
-    def __getitem__(self, at: int | slice) -> EngineOnDuty | Sequence[EngineOnDuty]:
-        return self._now[at]
-
-    def __len__(self) -> int:
-        return len(self._now)
-
-    def __iter__(self) -> Iterator[EngineOnDuty]:
-        return iter(self._now)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Post:
-    """A release on duty. `fault`: why it may not serve."""
-
-    named: Named
-    engine: EngineOnDuty
-    shadow: bool = False  #: beside the one that counts
-    fault: str = ""
-
-    @property
-    def child_key(self) -> tuple[str, str, str]:
-        return self.named.engine_id, self.named.release, self.engine.package.package_sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +56,9 @@ class Team:
         self.engines, self._former = Roster(), Roster()
         self.loaded: dict[str, LoadedEngine] = {}
         self.unfit: dict[str, str] = {}
-        self._unknown: dict[str, str] = {}  # id -> why nobody knows its duties
-        self._unreadable: list[tuple[Named, str]] = []  # releases without a manifest, found by the last look
-        self._children: dict[tuple[str, str, str], LoadedEngine] = {}
-        self._fronts: dict[tuple[str, str, str], LoadedEngine] = {}  # the same, or with a server before it
-        self._tested: dict[tuple[str, str, str], float] = {}
-        self._seen: dict[str, Stamp] = {}
-        self._posts = {options.id: self._gathered(options) for options in self._options}
+        self._rules = Posts(around.store, around.log)
+        self._crew = Crew(around.store, around.runtime, around.plans, around.remotes, around.monotonic)
+        self._posts = {options.id: self._rules.gather(options) for options in self._options}
         self._show()
 
     def former(self) -> Sequence[EngineOnDuty]:
@@ -124,7 +77,7 @@ class Team:
         Raises OutOfResources.
         """
         self._around.plans.settle()
-        changed = [one for one in self._options if self._stamp(one.id) != self._seen.get(one.id)]
+        changed = [one for one in self._options if self._rules.has_changed(one)]
         for options in changed:
             self._change(options)
         return [one.id for one in changed]
@@ -145,14 +98,11 @@ class Team:
         """
         every_s = self._around.config.analyse.self_test_h * HOUR_S
         due = self._around.monotonic() - every_s
-        found = [post for post in self._serving() if every_s and self._tested[post.child_key] <= due]
+        found = [post for post in self._serving() if every_s and self._crew.tested(post) <= due]
         if not found:
             return False
-        post = min(found, key=lambda one: self._tested[one.child_key])
-        child = self._children[post.child_key]
-        fault = _fault(post.engine.package, child)
-        self._around.plans.prove(post.named)
-        self._tested[post.child_key] = self._around.monotonic()
+        post = min(found, key=self._crew.tested)
+        fault = self._crew.test(post)
         self._log("self_test", engine=post.engine.key, fault=fault)
         if fault:
             self._give_way(post.engine.key, f"it failed its self-test: {fault}", NOTHING)
@@ -165,81 +115,22 @@ class Team:
 
     def close(self) -> None:
         self._around.plans.close()
-        for front in list(self._fronts.values()):
-            front.close()
+        self._crew.close()
 
     def _serving(self) -> list[Post]:
-        return [post for posts in self._posts.values() for post in posts if post.child_key in self._children]
-
-    # Who is on duty.
-
-    def _stamp(self, engine_id: str) -> Stamp:
-        """Another one whenever the book was replaced."""
-        try:
-            found = (self._store.root / engine_id / BOOK).stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
-
-    def _gathered(self, options: Engine) -> list[Post]:
-        """Its manifest is enough to be on duty: without one nobody knows which studies are its own."""
-        self._seen[options.id] = self._stamp(options.id)
-        self._unknown.pop(options.id, None)
-        self._unreadable.clear()
-        shipped = Named(engine_id=options.id, release=SHIPPED, folder=self._store.shipped / options.id, stage=None)
-        try:
-            duty = self._store.on_duty(options.id)
-        except EngineRefused as error:
-            return self._posted(options, shipped, str(error))
-        if duty.active is not None:
-            posts = self._posted(options, duty.active, "")
-        else:
-            posts = self._posted(options, duty.stopped or shipped, duty.alarm or "it was turned off")
-        return posts + (self._posted(options, duty.shadow, "", shadow=True) if duty.shadow else [])
-
-    def _posted(self, options: Engine, named: Named, fault: str, *, shadow: bool = False) -> list[Post]:
-        try:
-            package = self._store.load(named)
-        except (PackageInvalid, EngineRefused, CertificateUnusable) as error:
-            self._log("package_invalid", engine=str(named), reason=str(error))
-            fault = fault or str(error)
-            try:
-                package = engine_package.load_manifest(named.folder)
-            except PackageInvalid:
-                self._unreadable.append((named, str(error)))
-                if not shadow:
-                    self._unknown[options.id] = str(error)
-                return []
-        engine = _on_duty(options, package, publish=not shadow)
-        return [Post(named=named, engine=engine, shadow=shadow, fault=fault)]
+        return [post for posts in self._posts.values() for post in posts if self._crew.has(post)]
 
     def _show(self) -> None:
         """To everybody, all at once; children that nobody needs any more end."""
         posts = [post for each in self._posts.values() for post in each]
-        serving = [post for post in posts if not post.fault and post.child_key in self._children]
+        serving = [post for post in posts if not post.fault and self._crew.has(post)]
         self.loaded.clear()
-        self.loaded.update({post.engine.key: self._fronts[post.child_key] for post in serving})
+        self.loaded.update({post.engine.key: self._crew.serving(post) for post in serving})
         self.unfit.clear()
-        self.unfit.update(self._unknown | {post.engine.key: post.fault for post in posts if post.fault})
-        self._former.exchange([one for options in self._options for one in self._away(options)])
+        self.unfit.update(self._rules.unknown | {post.engine.key: post.fault for post in posts if post.fault})
+        self._former.exchange([one for options in self._options for one in self._rules.away(options)])
         self.engines.exchange([post.engine for post in posts])
-        for key in self._children.keys() - {post.child_key for post in serving}:
-            del self._children[key]
-            self._fronts.pop(key).close()
-            self._tested.pop(key, None)
-
-    def _away(self, options: Engine) -> Iterator[EngineOnDuty]:
-        try:
-            former = self._store.former(options.id)
-        except EngineRefused:
-            return
-        for named, served in former:
-            try:
-                yield _on_duty(options, engine_package.load_manifest(named.folder), publish=served)
-            except PackageInvalid:
-                continue
-
-    # Changing it.
+        self._crew.keep(serving)
 
     def _change(self, options: Engine, why_not: str = "", *, first: bool = False) -> str:
         """Take up what the store says; what does not prove itself gives way first. Raises OutOfResources.
@@ -247,8 +138,8 @@ class Team:
         The first time, why there is no runtime is told of the engines, and returned; later who serves goes on.
         """
         for _ in range(MAX_PREVIOUS + 2):
-            posts = [self._proved(post, why_not) for post in self._gathered(options)]
-            faulty = [(post.named, post.fault) for post in posts if post.fault] + self._unreadable
+            posts = [self._proved(post, why_not) for post in self._rules.gather(options)]
+            faulty = [(post.named, post.fault) for post in posts if post.fault] + self._rules.unreadable
             if why_not or not faulty:
                 break
             if reason := self._no_runtime():
@@ -256,7 +147,7 @@ class Team:
                     why_not = reason
                     continue
                 self._log("engines_not_exchanged", engine=options.id, reason=reason)
-                self._seen.pop(options.id)
+                self._rules.look_again(options)
                 return reason
             if self._all_stay(faulty):
                 break
@@ -272,38 +163,10 @@ class Team:
     def _proved(self, post: Post, why_not: str) -> Post:
         if post.fault:
             return post
-        if post.child_key in self._children:
+        if self._crew.has(post):
             self._around.plans.look(post.named)
             return post
-        fault = why_not or self._load(post)
-        return replace(post, fault=fault)
-
-    def _load(self, post: Post) -> str:
-        """Have it in a child of its own; returns why it may not serve, "" if it may."""
-        package, fault = post.engine.package, ""
-        for _ in range(CHANCES):
-            with ExitStack() as undo:
-                try:
-                    child = self._around.runtime.load(package.model_path, package.model_sha256)
-                    undo.callback(child.close)
-                    fault = golden.fault(package, child)
-                except RuntimeFailed as error:
-                    fault = str(error)
-                    if error.reason == Reason.DEADLINE:  # it hangs, and would again
-                        break
-                    continue
-                if not fault:
-                    self._fronts[post.child_key] = self._front(post, child)
-                    self._children[post.child_key] = child
-                    self._tested[post.child_key] = self._around.monotonic()
-                    undo.pop_all()
-                break
-        return fault
-
-    def _front(self, post: Post, child: LoadedEngine) -> LoadedEngine:
-        """What serves, with the child behind it."""
-        local = self._around.plans.before(post.named, post.engine.package, child)
-        return local if post.shadow else self._around.remotes.before(post.engine, local)
+        return replace(post, fault=why_not or self._crew.load(post))
 
     def _all_stay(self, faulty: Sequence[tuple[Named, str]]) -> bool:
         """False: another release may try now. None is turned off: the next start lets it try again."""
@@ -329,24 +192,3 @@ class Team:
         with self._around.journal.write(durable=True) as tx:
             tx.history("engine_gave_way", subject, engine=named.engine_id, release=named.release, why=book.alarm)
         return True
-
-
-def _fault(package: EnginePackage, child: LoadedEngine) -> str:
-    """As its golden cases say; a child that dies has more chances, since memory may be short just now."""
-    fault = ""
-    for _ in range(CHANCES):
-        try:
-            return golden.fault(package, child)
-        except RuntimeFailed as error:
-            fault = str(error)
-            if error.reason == Reason.DEADLINE:
-                break
-    return fault
-
-
-def _on_duty(options: Engine, package: EnginePackage, *, publish: bool) -> EngineOnDuty:
-    return EngineOnDuty(
-        package=package,
-        publish=publish and options.mode is EngineMode.PUBLISH,
-        deadline_ms=int(options.deadline_s * 1000),
-    )

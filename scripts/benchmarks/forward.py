@@ -206,6 +206,7 @@ def _measure(cell: Cell, stand: Stand) -> tuple[Place, Found]:
         cargo=stand.cargo.first(cell.objects),
         pacs=stand.pacs[cell.pacs],
         queue=stand.queue,
+        watched=cell.shape != Shape(),
         destinations={sender.name: f"{cell.key}-{sender.name}" for sender in cell.ours},
         orthanc=stand.orthanc,
         names=stand.names,

@@ -1,6 +1,7 @@
 """Plans built by real TensorRT-RTX, without a GPU: what ships, and what must be refused. Nothing here runs a plan."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,8 @@ def test_every_shipped_model_is_built_for_each_target(version: str, tmp_path: Pa
     assert plan.sha256 == hashlib.sha256(content).hexdigest()
     assert (header.size, header.version) == (len(content), version)
     assert header.compute_capabilities == set(TARGETS)
+    target = json.loads(plan.path.with_suffix(".json").read_text())["target"]
+    assert target["precision"] == ("fp16" if path.name == "model.fp16.onnx" else "model")
 
 
 def test_a_small_model_for_one_target_alone_and_its_key(version: str, tmp_path: Path) -> None:

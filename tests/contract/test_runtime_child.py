@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,9 @@ NONSENSE = "answered nonsense"
         ("ran(tensor('z', [2]))", Reason.ENGINE_FAILED, "not those of the model"),
         ("ran()", Reason.ENGINE_FAILED, "not those of the model"),
         ("ran(Y, Y)", Reason.ENGINE_FAILED, "not those of the model"),
+        ("ran(Y, offsets=[1 << 20])", Reason.ENGINE_FAILED, "not where they should be"),
+        ("ran(Y, offsets=[0, 0])", Reason.ENGINE_FAILED, "not where they should be"),
+        ("ran(Y, offsets=[-1])", Reason.ENGINE_FAILED, NONSENSE),
         ("ran(Y); read(); say(ok=True, more=1)", Reason.ENGINE_FAILED, NONSENSE),
         ("ran(Y); read(); sys.exit(0)", Reason.ENGINE_FAILED, "ended with status 0"),
         ("ran(Y); hang()", Reason.DEADLINE, "passed its deadline"),
@@ -135,6 +139,21 @@ def test_every_way_to_answer_wrongly(tmp_path: Path, model: Path, answer: str, r
         engine.infer(X, 0.3 if reason is Reason.DEADLINE else 10)
     assert caught.value.reason == reason
     assert engine.pid is None
+
+
+def test_outputs_that_were_left_beside_the_inputs_are_not_asked_for(tmp_path: Path, model: Path) -> None:
+    left = """
+read(); say(ok=True, protocol=1, version="1", device="none")
+read(); say(ok=True, inputs=[tensor("x", [2])], outputs=[tensor("y", [2])])
+head, (memory,), _, _ = socket.recv_fds(wire, 4, 1)
+offset, length = json.loads(wire.recv(*struct.unpack(">I", head), socket.MSG_WAITALL))["room"]
+assert (offset, length) == (64, 64)
+os.pwrite(memory, struct.pack("<2f", 3.0, 4.0), offset)
+ran(Y, offsets=[offset])
+hang()
+"""
+    with closing(load(scripted(tmp_path, left), model)) as engine:
+        assert engine.infer(X, 10)["y"].tolist() == [3.0, 4.0]
 
 
 def test_a_child_that_closes_its_socket_and_stays(tmp_path: Path, model: Path) -> None:

@@ -44,7 +44,8 @@ from appliance.wiring.plans import Plans
 from appliance.wiring.releases import engine_store
 from appliance.wiring.remotes import Remotes
 from appliance.wiring.team import Surroundings, Team
-from tests.journals import Hands, arrival, events, open_journal, receive
+from tests.journals import TO_PACS, Hands, arrival, events, open_journal, receive
+from tests.packages import write_package
 from tests.slices import ct_slice, film, save
 
 ENGINES = Path(__file__).resolve().parents[2] / "engines"
@@ -156,19 +157,21 @@ class Rig:
             ),
         )
 
-    def arrive(self, *datasets: Dataset, patient: bytes = b"p" * 32) -> None:
+    def arrive(self, *datasets: Dataset, patient: bytes = b"p" * 32, owed: Owed = TO_PACS) -> None:
         for dataset in datasets:
             self.number += 1
             file = f"received/000000/{self.number:09d}.dcm"
             path = save(self.place(file), dataset)
-            self.know(file, path.read_bytes(), dataset, patient)
+            self.know(file, path.read_bytes(), dataset, patient, owed)
 
     def place(self, file: str) -> Path:
         path = self.folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def know(self, file: str, content: bytes, dataset: Dataset, patient: bytes = b"p" * 32) -> None:
+    def know(
+        self, file: str, content: bytes, dataset: Dataset, patient: bytes = b"p" * 32, owed: Owed = TO_PACS
+    ) -> None:
         header = {
             "sop_instance_uid": dataset.SOPInstanceUID,
             "study_instance_uid": dataset.StudyInstanceUID,
@@ -184,7 +187,7 @@ class Rig:
             sop_class_uid=str(dataset.SOPClassUID),
             digest=digest_of(content),
         )
-        receive(self.journal, one)
+        receive(self.journal, one, owed=(owed,))
 
     def close_series(self) -> None:
         inbox.close(self.journal, [(series, Evidence.SILENCE) for series in inbox.open_series(self.journal)])
@@ -243,6 +246,38 @@ def axial(series: str, count: int, spacing: float, **elements: Any) -> list[Data
         here = {"SeriesInstanceUID": series, "SOPInstanceUID": uid, "SliceThickness": spacing, "PatientID": "1"}
         slices.append(ct_slice(number * spacing, pixels, **here | {"InstanceNumber": number + 1} | elements))
     return slices
+
+
+@pytest.mark.promise("P7")
+def test_whichever_engine_one_study_is_run_at_a_time_urgent_ones_first_and_no_other_starves(rig: Rig) -> None:
+    """So two engines that run on one GPU never run there at once."""
+    urgent = replace(TO_PACS, urgency=Urgency.URGENT_IMAGE)
+    rig.put_on_duty(
+        engine_package.load(ENGINES / "cxr-acquisition"), engine_package.load(write_package(rig.folder / "films"))
+    )
+    at_work: list[str] = []
+
+    def answering(name: str, scores: Array) -> Fake:
+        def answer() -> Array:
+            at_work.append(name)
+            assert at_work == [name]
+            at_work.remove(name)
+            return scores
+
+        return Fake(answer)
+
+    fakes = {"cxr-acquisition": answering("cxr", NOTHING), "films": answering("films", np.zeros((1, 1), np.float32))}
+    loaded = {engine.key: fakes[engine.package.manifest.id] for engine in rig.desk.engines}
+    rig.inferrer = Inferrer(rig.desk, loaded, {}, rig.folder)
+    rig.arrive(*(a_film(f"1.{number}") for number in range(3)))
+    rig.arrive(*(a_film(f"9.{number}") for number in range(3)), owed=urgent)
+    while rig.assembler.step():
+        pass
+    while rig.inferrer.step(list):
+        pass
+    rows = rig.journal.query("SELECT study_instance_uid FROM history WHERE event='job_running' ORDER BY id")
+    assert "".join(row[0][0] for row in rows) == "999919911111"
+    assert [fake.ran for fake in fakes.values()] == [6, 6]
 
 
 @pytest.mark.promise("P6")

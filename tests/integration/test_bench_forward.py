@@ -42,6 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             cargo=cargo,
             pacs=pacs,
             queue=queue,
+            watched=True,
             destinations={OURS: "far"},
             orthanc=orthanc,
             names=names,
@@ -70,7 +71,7 @@ def test_what_a_pacs_does_not_keep_is_told(place: Place) -> None:
         send(Sender(name="storescu-nd", congestion=CUBIC), elsewhere)
 
 
-PLACE = ("wan", "cargo", "queue", "destinations", "orthanc", "names")
+PLACE = ("wan", "cargo", "queue", "watched", "destinations", "orthanc", "names")
 
 
 def test_a_result_that_is_owed_goes_at_once(place: Place) -> None:

@@ -252,7 +252,7 @@ def test_a_plan_is_built_beside_what_serves_and_must_be_verified_anew(site: Path
     assert shop.store.find("films").stage is EngineStage.ACTIVE
 
 
-@pytest.mark.parametrize("command", ["import", "check", "build", "verify", "activate", "rollback", "list"])
+@pytest.mark.parametrize("command", ["import", "check", "build", "verify", "activate", "rollback", "remove", "list"])
 def test_each_command_teaches(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["engines", command, "--help"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from appliance.errors import IllegalTransition
-from appliance.journal import jobs, results
+from appliance.journal import jobs, results, urgency
 from appliance.journal.jobs import Duty
 from appliance.journal.results import Built
 from appliance.journal.rows import job_of
@@ -185,6 +185,28 @@ def test_the_same_inputs_give_no_second_result(desk: Desk) -> None:
     assert again.revision == 2
     assert not desk.close(again)
     assert desk.states() == [(1, "reported"), (2, "superseded")]
+
+
+@pytest.mark.promise("P7")
+def test_a_job_is_urgent_where_its_sender_says_so(desk: Desk) -> None:
+    desk.arrive(1)
+    job = desk.take_on()
+    assert urgency.urgent(desk.journal, [job]) == set()
+    receive(desk.journal, arrival(2), owed=(Owed(destination="", urgency=Urgency.URGENT_IMAGE, held="unrouted"),))
+    job = desk.take_on()
+    assert urgency.urgent(desk.journal, [job]) == {job.id}
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("how_urgent", [Urgency.RESULT, Urgency.URGENT_SR])
+def test_a_job_is_urgent_where_a_finding_of_its_study_was(desk: Desk, how_urgent: Urgency) -> None:
+    desk.arrive(1)
+    running = desk.run(desk.take_on())
+    jobs.conclude(desk.journal, running, Event.CONCLUDE, NOTHING_FOUND)
+    assert desk.report(running, built(owed=(Owed(destination="pacs", urgency=how_urgent),)))
+    desk.arrive(2)
+    job = desk.take_on()
+    assert urgency.urgent(desk.journal, [job]) == ({job.id} if how_urgent is Urgency.URGENT_SR else set())
 
 
 def test_a_claim_counts_and_is_given_once(desk: Desk) -> None:

@@ -26,15 +26,16 @@ from appliance.runtimes.fallback import WithFallback
 from appliance.runtimes.plan_store import RTX
 from appliance.runtimes.process import ChildRuntime, ChildSettings
 from appliance.states import EngineStage, Event
-from appliance.wiring.compiler import Compiler
+from appliance.wiring.compiler import Compiler, compiler
 from appliance.wiring.engine_work import Workshop, workshop
 from appliance.wiring.plans import GIVES_WAY, Plans
 from appliance.wiring.remotes import Remotes
-from appliance.wiring.team import Surroundings, Team
+from appliance.wiring.team import HOUR_S, Surroundings, Team
+from tests import fake_gpu
 from tests.journals import open_journal
 from tests.missing import missing
 from tests.packages import Kind, Recipe, brightness, film_of, misbehaving, write_package
-from tests.simulated_gpu import MACHINE, SimulatedBuilder, simulated
+from tests.simulated_gpu import FAKING, MACHINE, SimulatedBuilder, simulated
 
 ENGINE = "films@1.0.0"
 BUILD_S = 60.0
@@ -49,35 +50,43 @@ class Site:
     """A box with a simulated GPU and one engine, which was compiled, verified and activated."""
 
     def __init__(self, folder: Path) -> None:
-        settings = {
+        self.settings: dict[str, Any] = {
             "state": str(folder / "var"),
             "engines_dir": str(folder / "engines"),
             "engines": [{"id": "films", "mode": "publish"}],
             "analyse": {"memory_mb": 600},
             "reserve": {"free_mb": 1, "free_inodes": 0, "journal_mb": 1},
         }
-        self.config = Config.model_validate(settings)
+        self.config = Config.model_validate(self.settings)
         self.path = folder / "scanside.yaml"
-        self.path.write_text(json.dumps(settings))  # which YAML takes
+        self.path.write_text(json.dumps(self.settings))  # which YAML takes
         (folder / "engines").mkdir()
         (folder / "var").mkdir()
         self.folder = folder
         self.journal = open_journal(folder / "var" / "journal.sqlite")
         self.builder = SimulatedBuilder()
+        self.runtime: ChildRuntime | None = None  #: of plans; None: ONNX Runtime
         self.shop = self.shop_of("alice")
-        self.wanted, self.ended = False, threading.Event()
+        self.wanted, self.ended, self.now_s = False, threading.Event(), 0.0
         self.logged: list[tuple[str, dict[str, Any]]] = []
         self.team: Team | None = None
 
+    def ask_for(self, precision: str) -> None:
+        """As the configuration says from now on."""
+        self.settings["engines"][0]["precision"] = precision
+        self.config = Config.model_validate(self.settings)
+        self.shop = self.shop_of("alice")
+
     def shop_of(self, by: str) -> Workshop:
-        return replace(workshop(self.config, by), compiler=simulated(self.builder))
+        made = simulated(self.builder)
+        return replace(workshop(self.config, by), compiler=replace(made, runtime=self.runtime or made.runtime))
 
     @property
     def named(self) -> Named:
         return self.shop.store.find("films")
 
-    def imported(self) -> Named:
-        package = write_package(self.folder / "package")
+    def imported(self, recipe: Recipe = Recipe()) -> Named:  # noqa: B008 - frozen
+        package = write_package(self.folder / "package", recipe)
         named, _ = self.shop.store.take(package, "alice", lambda _: None)
         self.shop.store.step(named, Event.VALIDATE, "alice")
         return self.named
@@ -110,10 +119,11 @@ class Site:
                 log=self.log,
                 remotes=Remotes(self.config),
                 plans=plans,
+                monotonic=lambda: self.now_s,
             )
         )
         self.team.begin()
-        serves = self.team.loaded[ENGINE]
+        serves = next(iter(self.team.loaded.values()))
         assert isinstance(serves, WithFallback)
         return serves
 
@@ -132,6 +142,12 @@ class Site:
         self.team.tend(never)
         assert self.ended.wait(ENDED_S)
         self.team.look()
+
+    @property
+    def verified_plan(self) -> str:
+        """Its sha256, as the last report says."""
+        path = self.shop.store.root / "films" / f"{self.named.release}.verify.json"
+        return str(json.loads(path.read_text())["plan_sha256"])
 
     def history(self, by: str) -> list[str]:
         return [line.event for line in self.shop.store.book("films").history if line.by == by]
@@ -206,6 +222,10 @@ def test_killed_between_a_build_and_its_proof_it_ends_in_the_same_place(site: Si
     plan = site.compiled()
     engine = site.start()
     check(engine, degraded=f"{plan.name} is not verified")
+    site.wanted = True  # a proof takes the GPU, too, and gives way like a build
+    for _ in range(GIVES_WAY):
+        site.rest()
+        assert site.history("analyse") == []
     site.rest()
     check(engine, on_plan=site.shop.store.book("films").releases[site.named.release].plan_sha256)
     assert (site.builder.built, site.history("analyse")) == (2, ["verify"])
@@ -386,6 +406,33 @@ def test_a_plan_that_was_verified_and_is_wrong_when_it_is_loaded_is_refused(site
     assert site.shop.store.serves(site.named)
 
 
+@pytest.mark.promise("P6")
+def test_a_plan_that_needs_more_of_the_gpu_s_memory_than_it_may_have_does_not_serve_and_the_processor_does(
+    site: Site,
+) -> None:
+    """By the real runtime of TensorRT in a real child, which finds a simulated GPU: the plan needs 301 MB there."""
+    site.activated()
+    site.compiled(fake_gpu.PLAN)
+    release = site.shop.store.book("films").releases[site.named.release]
+    proof = {
+        "package_sha256": load_package(site.named.folder).package_sha256,
+        "plan_sha256": release.plan_sha256,
+        "plan_key": release.plan_key,
+    }
+    site.shop.store.write_report(site.named, json.dumps(proof).encode())
+    interpreter = site.folder / "python"
+    interpreter.write_text(FAKING)
+    interpreter.chmod(0o755)
+    budget = {"gpu_memory_mb": 300}
+    settings = ChildSettings(interpreter=interpreter, runtime="tensorrt", memory_mb=600, runtime_settings=budget)
+    site.runtime = ChildRuntime(settings)
+    engine = site.start()
+    check(
+        engine, degraded="the processor ran it instead: cannot be loaded: it needs 301 MB of the GPU's memory (200 for"
+    )
+    assert "and may have 300 (analyse.gpu_memory_mb)" in engine.degraded
+
+
 @pytest.mark.promise("P8")
 def test_a_plan_proves_itself_again_with_its_engine(site: Site) -> None:
     site.activated()
@@ -395,10 +442,147 @@ def test_a_plan_proves_itself_again_with_its_engine(site: Site) -> None:
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     assert site.team is not None
-    site.team._tested = dict.fromkeys(site.team._tested, -1e9)
+    assert not site.team.test_one()
+    site.now_s += 24 * HOUR_S
     assert site.team.test_one()
     assert "the processor ran it instead" in engine.degraded
     check(engine, degraded="the processor ran it instead")
+
+
+NEARLY = Recipe(variants={"fp16": brightness(0.01)})  # 0.01 off: more than the model may be, less than the variant
+
+
+@pytest.mark.promise("P8")
+def test_a_plan_of_the_precision_that_is_asked_for_is_judged_by_the_variant_s_tolerances_and_named(site: Site) -> None:
+    """Asked for while the one of the model itself serves: that goes on, and says so, until the other is verified."""
+    site.imported(NEARLY)
+    site.compiled()
+    site.verified()
+    site.shop.store.activate(site.named, "alice")
+    site.ask_for("fp16")
+    engine = site.start()
+    check(engine, on_plan=site.verified_plan, degraded="as fp16: the plan that is there is stale: onnx_sha256 was ")
+    assert "it is built anew while nothing is to be analysed" in engine.degraded
+    site.rest()
+    assert site.builder.built == 2
+    assert study(engine) == 0.91
+    assert (engine.plan_sha256, engine.degraded) == (site.verified_plan, "")
+    assert (engine.runtime, engine.runtime_version.endswith(" fp16")) == ("simulated", True)
+    report = site.shop.verify(site.named, lambda *_: None)[0]
+    assert (report.precision, report.plan_sha256) == ("fp16", site.verified_plan)
+    assert report.model_sha256 == load_package(site.named.folder).manifest.files["model.fp16.onnx"]
+
+
+@pytest.mark.promise("P8")
+def test_half_precision_that_decides_otherwise_never_serves_the_model_s_own_plan_does_and_says_why(site: Site) -> None:
+    """0.8004 is a finding; 0.795 is none, though as near as the variant may be."""
+    recipe = Recipe(model=brightness(-0.0996), golden={Kind.BRIGHT: 0.8004}, variants={"fp16": brightness(-0.0997)})
+    site.imported(recipe)
+    site.ask_for("fp16")
+    site.builder.plans["model.fp16.onnx"] = brightness(-0.105)
+    plan = site.compiled()
+    with pytest.raises(EngineRefused, match=f"{plan.name}.* is refused: .*other findings: none instead of bright"):
+        site.verified()
+    assert not plan.exists()
+    assert (site.verified().runtime, site.named.stage) == ("onnx", EngineStage.VERIFIED)
+    site.shop.store.activate(site.named, "alice")
+    engine = site.start()
+    assert "it was not run on its plan but on the processor: as fp16: no plan was built yet" in engine.degraded
+    site.rest()  # fp16, once more: it fails
+    assert "other findings: none instead of bright" in engine.degraded
+    assert engine.runtime == "onnx"
+    site.rest()  # then the model itself
+    assert study(engine) == 0.8
+    assert (engine.runtime, engine.plan_sha256) == ("simulated", site.verified_plan)
+    assert "not run in the precision that is asked for, but as the model itself is: as fp16: " in engine.degraded
+    assert "other findings: none instead of bright" in engine.degraded
+    assert site.history("analyse") == ["build", "plan_refused", "plan_failed", "build", "verify"]
+
+
+def test_a_precision_that_a_package_does_not_have_is_told(site: Site) -> None:
+    site.activated()
+    site.ask_for("fp16")
+    with pytest.raises(EngineRefused, match=r"films@1\.0\.0 has no variant fp16 \(it has: none\)"):
+        site.compiled()
+    engine = site.start()
+    check(engine, on_plan=site.verified_plan, degraded="as fp16: films@1.0.0 has no variant fp16 (it has: none)")
+    assert site.builder.built == 1
+
+
+def test_a_budget_of_the_gpu_s_memory_reaches_who_builds_and_who_runs_a_plan() -> None:
+    given = Config.model_validate({"analyse": {"gpu_memory_mb": 300}})
+    within, free = compiler(given), compiler(Config())
+    assert within.runtime._settings.runtime_settings == {"gpu_memory_mb": 300}
+    assert free.runtime._settings.runtime_settings == {"gpu_memory_mb": 0}
+    assert isinstance(within.builder, TensorRtBuilder)
+    assert isinstance(free.builder, TensorRtBuilder)
+    assert (within.builder._settings.workspace_mb, free.builder._settings.workspace_mb) == (300, 1024)
+    assert within.runtime.probe() == free.runtime.probe()  # the child takes it, wherever it can run
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.promise("P11")
+def test_once_a_plan_runs_those_that_fit_no_more_are_gone_and_history_names_them(site: Site) -> None:
+    old = site.activated()
+    (old.parent / f".{old.name}.new").write_bytes(b"cut short")
+    site.builder.machine = replace(MACHINE, driver="550")
+    engine = site.start()
+    site.rest()
+    check(engine, on_plan=site.shop.store.book("films").releases[site.named.release].plan_sha256)
+    assert old.exists()
+    assert site.team is not None
+    site.team.tend(never)
+    release = site.shop.store.book("films").releases[site.named.release]
+    assert names(old.parent) == sorted([release.plan, release.plan.replace(".plan", ".json")])
+    line = site.shop.store.book("films").history[-1]
+    assert (line.event, line.by) == ("plans_removed", "analyse")
+    assert line.why == f"{old.stem}.json, .{old.name}.new, {old.name}"
+    site.team.tend(never)
+    check(site.start(), on_plan=release.plan_sha256)
+    assert site.team is not None
+    site.team.tend(never)
+    assert site.history("analyse") == ["build", "verify", "plans_removed"]
+
+
+def test_plans_that_a_build_or_a_check_uses_are_left_alone(site: Site) -> None:
+    old = site.activated()
+    site.builder.machine = replace(MACHINE, driver="550")
+    site.compiled()
+    site.verified()
+    site.start()
+    assert site.team is not None
+    with site.shop.store.using(site.named, plans=True):
+        site.team.tend(never)
+        assert old.exists()
+    site.start()
+    site.team.tend(never)
+    assert not old.exists()
+
+
+def test_of_releases_that_nothing_needs_no_plan_is_kept_of_what_is_rolled_back_to_the_last(site: Site) -> None:
+    plans = {}
+    for version in ("1.0.0", "2.0.0", "3.0.0", "4.0.0"):
+        package = write_package(site.folder / "package", Recipe(version=version))
+        named, _ = site.shop.store.take(package, "alice", lambda _: None)
+        site.shop.store.step(named, Event.VALIDATE, "alice")
+        plans[version] = [site.compiled()]
+        site.builder.machine = replace(MACHINE, driver="550")
+        plans[version].append(site.compiled())
+        site.builder.machine = MACHINE
+        site.verified()
+        site.shop.store.activate(site.named, "alice", shadow=version == "4.0.0")
+    site.start()
+    assert site.team is not None
+    site.team.tend(never)
+    assert {version: [path.exists() for path in both] for version, both in plans.items()} == {
+        "1.0.0": [False, False],
+        "2.0.0": [False, True],  # the one that was built last
+        "3.0.0": [True, True],  # the one that runs, too
+        "4.0.0": [True, True],  # as in shadow
+    }
 
 
 def test_a_gpu_that_is_gone_is_told_and_looked_for_once(site: Site) -> None:

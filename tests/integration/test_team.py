@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from appliance.config import Config
+from appliance.engine_store import leaving
 from appliance.engine_store.book import BOOK, OFF, SHIPPED
 from appliance.engine_store.store import Named
-from appliance.errors import RuntimeFailed
+from appliance.errors import EngineRefused, RuntimeFailed
 from appliance.model import Job, Reason
 from appliance.ports import Array
 from appliance.stages.infer import Fault
@@ -192,6 +193,26 @@ def test_what_a_person_activates_is_taken_up_once_it_has_proved_itself(site: Sit
     site.store.roll_back("films", "alice")
     team.look()
     assert site.on_duty() == list(team.loaded) == ["films@0.9.0"]
+
+
+def test_what_still_serves_here_cannot_be_removed_whatever_the_book_says(site: Site) -> None:
+    one = site.activate("1.0.0")
+    team = site.start()
+    for version in ("2.0.0", "3.0.0"):
+        site.activate(version)
+    with pytest.raises(EngineRefused, match="a process uses it just now"):
+        leaving.remove(site.store, one, "bob", str)
+    team.look()
+    leaving.remove(site.store, one, "bob", str)
+    team.look()
+    assert site.on_duty() == list(team.loaded) == ["films@3.0.0"]
+    three = site.store.find("films@3.0.0")
+    site.store.take_back(three, "alice", "no more")
+    site.store.roll_back("films", "alice")
+    with pytest.raises(EngineRefused, match="a process uses it just now"):
+        leaving.remove(site.store, three, "bob", str)
+    team.close()
+    leaving.remove(site.store, three, "bob", str)
 
 
 @pytest.mark.promise("P8")

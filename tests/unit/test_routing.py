@@ -120,7 +120,10 @@ def test_all_destinations_that_fit_are_owed_in_the_order_of_the_configuration() 
 def test_an_image_that_nobody_takes_is_held_and_told() -> None:
     held = (Owed(destination="", urgency=Urgency.IMAGE, held=UNROUTED),)
     assert deliveries_for_received(sending_to(), IMAGE) == held
-    assert deliveries_for_received(sending_to(pacs(takes="sr sc")), replace(IMAGE, priority=Priority.URGENT)) == held
+    urgent = replace(IMAGE, priority=Priority.URGENT)  # which says in what order it is analysed, too
+    assert deliveries_for_received(sending_to(pacs(takes="sr sc")), urgent) == (
+        replace(held[0], urgency=Urgency.URGENT_IMAGE),
+    )
 
 
 def test_a_result_that_nobody_takes_is_owed_nowhere() -> None:

@@ -32,9 +32,9 @@ def cuda(request: pytest.FixtureRequest, gpu: FakeGpu) -> Cuda:
     return MAKERS[request.param](gpu)
 
 
-def backend(gpu: FakeGpu, cuda: Cuda, **kind: Any) -> TensorRt:
+def backend(gpu: FakeGpu, cuda: Cuda, gpu_memory_mb: int = 0, **kind: Any) -> TensorRt:
     trt = FakeTensorRt(gpu, **kind)
-    return TensorRt(Library(trt), cuda, FakeDriver(gpu), "simulated")
+    return TensorRt(Library(trt), cuda, FakeDriver(gpu), "simulated", gpu_memory_mb)
 
 
 @pytest.fixture
@@ -151,6 +151,42 @@ def test_simulated_too_little_memory_is_a_memory_error(gpu: FakeGpu, cuda: Cuda,
     gpu.fault = fault
     with pytest.raises(MemoryError, match="GPU: "):
         backend(gpu, cuda).load(PLAN)
+
+
+MB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("gpu_memory_mb", "free", "words"),
+    [
+        (
+            300,
+            1000 * MB,
+            r"301 MB of the GPU's memory \(200 for weights, 100 to work in, 1 for .*\), and may have 300 \(",
+        ),
+        (0, 299 * MB, r"it needs 301 MB of the GPU's memory \(.*\): 2 are wanting$"),
+    ],
+    ids=["more than it may", "more than is free"],
+)
+def test_simulated_a_plan_that_needs_too_much_memory_is_refused_before_it_is_taken(
+    gpu: FakeGpu, cuda: Cuda, gpu_memory_mb: int, free: int, words: str
+) -> None:
+    gpu.free = free
+    runtime = backend(gpu, cuda, gpu_memory_mb, weights=200 * MB, scratch=100 * MB)
+    with pytest.raises(ValueError, match=words):
+        runtime.load(PLAN)
+    assert "context" not in gpu.calls
+    assert not gpu.memory
+
+
+def test_simulated_what_comes_out_counts_too_and_the_budget_itself_may_be_used(gpu: FakeGpu, cuda: Cuda) -> None:
+    """What comes out is known only when the shapes are: then the context is there, and no array yet."""
+    exactly = 3 * MB - 2 * LARGEST
+    backend(gpu, cuda, 3, weights=exactly - MB, scratch=MB).load(PLAN)
+    gpu.memory.clear()
+    with pytest.raises(ValueError, match="it needs 4 MB"):
+        backend(gpu, cuda, 3, weights=exactly - MB + 1, scratch=MB).load(PLAN)
+    assert not gpu.memory
 
 
 def test_simulated_a_plan_of_another_gpu_or_version_is_refused_with_its_reason(gpu: FakeGpu, cuda: Cuda) -> None:

@@ -1,9 +1,11 @@
 """One association to a destination, held open while there is work that fits it."""
 
+import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from appliance.errors import ObjectRefused
 from appliance.journal import outbox
@@ -72,7 +74,8 @@ class Courier:
 
     def deliver(self, delivery: Delivery) -> None:
         """Settle it, sent or refused for good. Raises TransientDeliveryError, DestinationRefused, StoreFailed."""
-        if not self._is_there(delivery):
+        path = self._box.path(delivery.file)
+        if not _is_there(delivery, path):
             missing = Told(reason=outbox.COPY_MISSING, started_tick=self._box.journal.clock.tick())
             self._settle(delivery, Event.REFUSE, missing)
             return
@@ -83,9 +86,9 @@ class Courier:
             self._bag.gauge.starts(way.session.round_trip_s)
         started, began = self._box.journal.clock.tick(), time.monotonic()
         try:
-            with self._bag.turns.turn(delivery, lambda: way.session.bytes_s) as turn:
+            with self._bag.turns.turn(delivery, lambda: way.session.bytes_s, lambda: way.session.unsent) as turn:
                 self._on_way(delivery)
-                warning = way.session.send(delivery, self._box.path(delivery.file), self._watched(way, turn))
+                warning = way.session.send(delivery, path, self._watched(way, turn))
         except ObjectRefused as error:
             self._settle(delivery, Event.REFUSE, Told(reason=str(error), started_tick=started))
         else:
@@ -129,11 +132,6 @@ class Courier:
         if self._bag.desk.settle(delivery, event, told):
             (self._bag.note if self._bag.desk.is_behind else self._bag.note_soon)()
 
-    def _is_there(self, delivery: Delivery) -> bool:
-        with suppress(OSError):  # what cannot even be looked at cannot be sent
-            return bool(delivery.file) and self._box.path(delivery.file).is_file()
-        return False
-
     def open_for(self, delivery: Delivery) -> _Way:
         """The open session if it proposed what this delivery needs, else a new one for what comes next."""
         need = (delivery.sop_class_uid, delivery.transfer_syntax_uid)
@@ -175,3 +173,8 @@ class Courier:
         way, self._way = self._way, None
         if way is not None:
             way.stack.close()
+
+
+def _is_there(delivery: Delivery, path: Path) -> bool:
+    """What cannot even be looked at cannot be sent."""
+    return bool(delivery.file) and os.path.isfile(path)  # noqa: PTH113 - half as quick by Path, and asked for each object

@@ -64,15 +64,19 @@ class Turns:
         return self._timetable.images_may_go()
 
     @contextmanager
-    def turn(self, delivery: Delivery, bytes_s: Callable[[], float] = lambda: 0.0) -> Iterator[Turn]:
-        """While it is sent; `bytes_s` is its association's goodput as far as it is known, 0: not yet."""
+    def turn(
+        self, delivery: Delivery, bytes_s: Callable[[], float] = lambda: 0.0, unsent: Callable[[], int] = lambda: 0
+    ) -> Iterator[Turn]:
+        """While it is sent; of its association, `bytes_s` is the goodput as far as it is known, 0: not yet, and
+        `unsent` what was granted and has not left yet.
+        """
         level = _level(delivery.urgency)
         with self._changed:
             self._under_way[level] += 1
             self._taken_until[level] = until = self._now() + UNKNOWN_TAKES_S
             self._images += [_Image(delivery=delivery, until=until)] if level == Urgency.URGENT_IMAGE else []
         try:
-            yield partial(self._grant, delivery, bytes_s)
+            yield partial(self._grant, delivery, bytes_s, unsent)
         finally:
             with self._changed:
                 self._under_way[level] -= 1
@@ -85,10 +89,10 @@ class Turns:
                 self._stop_at = self._now() + STOP_WITHIN_S
             self._changed.notify_all()
 
-    def _grant(self, delivery: Delivery, bytes_s: Callable[[], float], wanted: int) -> int:
+    def _grant(self, delivery: Delivery, bytes_s: Callable[[], float], unsent: Callable[[], int], wanted: int) -> int:
         level = _level(delivery.urgency)
         with self._changed:
-            self._asks(delivery, True)
+            self._asks(delivery)
             deadline = self._now() + KEEP_ALIVE_S
             while (wait_s := self._wait_s(delivery)) > 0:
                 self._go_on()
@@ -99,13 +103,18 @@ class Turns:
                 self._changed.wait(min(wait_s, left))
             self._go_on()
             granted = self._take(level, bytes_s(), wanted)
-            self._asks(delivery, False)
+            self._has(delivery, unsent() + granted)
             return granted
 
-    def _asks(self, delivery: Delivery, asks: bool) -> None:
+    def _asks(self, delivery: Delivery) -> None:
         for one in self._images:
             if one.delivery is delivery:
-                one.asks, one.until = asks, self._now() + LINE_TAKEN_S
+                one.asks = True
+
+    def _has(self, delivery: Delivery, unsent: int) -> None:
+        for one in self._images:
+            if one.delivery is delivery:
+                one.asks, one.until = False, self._now() + self._image_takes_s(unsent)
 
     def _wait_s(self, delivery: Delivery) -> float:
         """How long at least it waits: for a more urgent class, and an image for earlier ones and for the pace, too."""
@@ -113,16 +122,18 @@ class Turns:
         until = [self._taken_until[other] for other, count in self._under_way.items() if count and other < level]
         if (taken_s := max(until, default=now) - now) > 0:
             return taken_s
-        if level == Urgency.URGENT_IMAGE and not self._is_among_the_first(delivery, now):
-            return LINE_TAKEN_S
+        if level == Urgency.URGENT_IMAGE and (taken_s := self._taken_by_images_s(delivery, now)) > 0:
+            return taken_s
         pace = self._pay()
         return self._owing / pace if pace and level == Urgency.URGENT_IMAGE else 0.0
 
-    def _is_among_the_first(self, delivery: Delivery, now: float) -> bool:
+    def _taken_by_images_s(self, delivery: Delivery, now: float) -> float:
         """An image that only waits for its answer leaves the line to others."""
-        sending = [one.delivery for one in self._images if one.asks or one.until > now or one.delivery is delivery]
-        sending.sort(key=lambda one: one.urgency)
-        return any(one is delivery for one in sending[: self._at_once()])
+        sending = [one for one in self._images if one.asks or one.until > now or one.delivery is delivery]
+        sending.sort(key=lambda one: one.delivery.urgency)
+        if any(one.delivery is delivery for one in sending[: self._at_once()]):
+            return 0.0
+        return min((one.until - now for one in sending if not one.asks), default=LINE_TAKEN_S)
 
     def _go_on(self) -> None:
         if self._stop_at is not None and self._now() > self._stop_at:
@@ -142,6 +153,10 @@ class Turns:
             return UNKNOWN_TAKES_S
         seconds = granted / self._line_bytes_s
         return LINE_TAKEN_S if seconds > LONG_S else seconds
+
+    def _image_takes_s(self, unsent: int) -> float:
+        """Until it has left, and there is nothing more of it, or it has not asked in time: the line would rest."""
+        return min(LINE_TAKEN_S, unsent / self._line_bytes_s) if self._line_bytes_s else LINE_TAKEN_S
 
     def _pay(self) -> float:
         """Time pays off what was sent beyond the pace; returns the pace now, bytes per second, 0: none."""
