@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from socketserver import BaseServer
@@ -21,6 +22,7 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import ThreadedAssociationServer
 
 from appliance.digest import digest_of
@@ -86,9 +88,8 @@ class SmallPacs:
             (evt.EVT_CONN_OPEN, self._opened),
             (evt.EVT_CONN_CLOSE, self._closed),
         ]
-        server = application.make_server(
-            (self._bind, self.port), evt_handlers=handlers, server_class=ThreadedAssociationServer
-        )
+        server = application.make_server((self._bind, self.port), evt_handlers=handlers, server_class=_Server)
+        server.contexts = _Contexts(server.contexts)
         self._server = server
         self.port = self._server.server_address[1]
         threading.Thread(target=server.serve_forever, args=(POLL_S,), name="small-pacs", daemon=True).start()
@@ -184,6 +185,18 @@ class ScriptedPacs(SmallPacs):
             return self.script.popleft()
         except IndexError:
             return SUCCESS
+
+
+class _Server(ThreadedAssociationServer):
+    def service_actions(self) -> None:
+        """Not pynetdicom's: it looks through all of the process's memory for garbage every 60 rounds."""
+
+
+class _Contexts(list[PresentationContext]):
+    """Copied for each association: without the transfer syntaxes, which are thousands, and nobody changes."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> list[PresentationContext]:
+        return [copy(context) for context in self]
 
 
 def _is_stored(status: int) -> bool:

@@ -11,15 +11,19 @@ from types import ModuleType
 
 from appliance.config import Config
 from appliance.life import Life
-from appliance.wiring.common import MB
+from appliance.logs import configure
+from appliance.wiring import resting
+from appliance.wiring.common import EX_OK, MB, open_spool, wait_until_proved
 
 NICE = 10  # reading and building may take seconds; what receive and forward do takes milliseconds, and goes first
 #: pydicom imports them where it finds them. Only the reader child decodes.
 DECODERS = frozenset({"gdcm", "jpeg_ls", "openjpeg", "pylibjpeg", "rle"})
+#: So it does these, to download what its own tests need.
+DOWNLOADERS = frozenset({"requests", "tqdm"})
 
 
 class NoDecoders(MetaPathFinder):
-    """To this process the decoders are not installed: none can run here, and none takes memory."""
+    """To this process the decoders are not installed: none can run here, and none takes memory. Nor are downloaders."""
 
     def find_spec(
         self,
@@ -27,7 +31,10 @@ class NoDecoders(MetaPathFinder):
         path: Sequence[str] | None,  # noqa: ARG002 - the protocol's signature
         target: ModuleType | None = None,  # noqa: ARG002 - the protocol's signature
     ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] in DECODERS:
+        first = fullname.partition(".")[0]
+        if first in DOWNLOADERS:
+            raise ModuleNotFoundError(f"{fullname} has nothing to download", name=fullname)
+        if first in DECODERS:
             raise ModuleNotFoundError(f"{fullname} is for the reader child", name=fullname)
         return None
 
@@ -35,8 +42,15 @@ class NoDecoders(MetaPathFinder):
 def run(config: Config, life: Life) -> int:
     os.nice(NICE)
     _limit_memory(config.analyse.read_memory_mb * MB)
+    log = configure("analyse").info
+    spool = open_spool(config, "results")
+    if not wait_until_proved(spool, life, log):
+        return EX_OK
+    journal = resting.opened(config, spool, log)
+    if resting.is_idle(config, journal):
+        return resting.run(config, journal, spool, life, log)
     sys.meta_path.insert(0, NoDecoders())
-    return int(importlib.import_module("appliance.wiring.analysis").run(config, life))
+    return int(importlib.import_module("appliance.wiring.analysis").run(config, journal, spool, life, log))
 
 
 def _limit_memory(size: int) -> None:

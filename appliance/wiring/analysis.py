@@ -13,12 +13,10 @@ from functools import partial
 
 from appliance import routing
 from appliance.config import Config
-from appliance.engine_store import leaving
 from appliance.errors import OutOfResources, RuntimeFailed
-from appliance.journal import copies, inbox, jobs
+from appliance.journal import jobs
 from appliance.journal.store import Journal
 from appliance.life import Life
-from appliance.logs import configure
 from appliance.model import Instance, Kind, Owed, Priority
 from appliance.runtimes.child import give_memory_back
 from appliance.runtimes.reader import ChildReader, ReaderSettings
@@ -30,18 +28,7 @@ from appliance.stages.report.context import Built
 from appliance.stages.report.stage import Press, Reporter
 from appliance.stages.report.warm import warm_up
 from appliance.wakeup import SLOW_POLL_S, Bell
-from appliance.wiring.common import (
-    EX_LATCHED,
-    EX_OK,
-    Log,
-    Worker,
-    join,
-    latching,
-    open_journal,
-    open_spool,
-    publish_facts,
-    wait_until_proved,
-)
+from appliance.wiring.common import EX_LATCHED, EX_OK, Log, Worker, publish_facts
 from appliance.wiring.engine_work import child_runtime, workshop
 from appliance.wiring.engines import EngineFacts
 from appliance.wiring.plans import Plans
@@ -53,19 +40,13 @@ SHORTAGE_PAUSE_S = 2.0  # of the journal, or of somebody to read images
 LOOK_EVERY_S = 1.0
 STEP_CPU_S = 600  #: of processor time from the last beginning of a step; what spins in C ends by a signal
 HUNG_AFTER_S = 120.0  # beyond what deadlines allow
-RESULTS_AT_A_TIME = 16  # of one job: what a crash may leave without a row
 
 
 class Analysis:
     """Two threads over one journal: what is quick (assemble, report), and what is not (infer)."""
 
-    def __init__(self, config: Config, spool: Spool, life: Life, log: Log) -> None:
+    def __init__(self, config: Config, journal: Journal, spool: Spool, life: Life, log: Log) -> None:
         self._config, self._life, self._log = config, life, log
-        with latching(spool):
-            journal = open_journal(config, "analyse", spool.free_reserve)
-            join(spool, journal)
-            _sweep(journal, spool, log)
-            leaving.sweep(engine_store(config))
         self._bell = Bell(config.run_dir, "analyse")
         self._go = threading.Event()
         self._runtime = child_runtime(config)
@@ -213,12 +194,8 @@ def _limit_cpu(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (ours if most == resource.RLIM_INFINITY else min(ours, most), most))
 
 
-def run(config: Config, life: Life) -> int:
-    log = configure("analyse").info
-    spool = open_spool(config, "results")
-    if not wait_until_proved(spool, life, log):
-        return EX_OK
-    analysis = Analysis(config, spool, life, log)
+def run(config: Config, journal: Journal, spool: Spool, life: Life, log: Log) -> int:
+    analysis = Analysis(config, journal, spool, life, log)
     workers = [
         Worker("assemble", analysis.assemble_and_report, life, log, spool.latch),
         Worker("infer", analysis.infer, life, log, spool.latch),
@@ -234,16 +211,6 @@ def run(config: Config, life: Life) -> int:
         worker.join(1.0)
     analysis.close()
     return EX_LATCHED if spool.latched() else max((worker.status for worker in workers), default=EX_OK)
-
-
-def _sweep(journal: Journal, spool: Spool, log: Log) -> None:
-    """Remove results that were stored and not reported: they are built again. Raises StoreFailed."""
-    unknown = [name for files in spool.walk() for name in inbox.unknown_files(journal, files)]
-    copies.check_explained(journal, unknown, RESULTS_AT_A_TIME)
-    for name in unknown:
-        spool.remove(name)
-    if unknown:
-        log("swept", files=len(unknown))
 
 
 def _press(config: Config, bell: Bell, spool: Spool) -> Press:

@@ -66,10 +66,10 @@ class Team:
         return self._former
 
     def begin(self) -> None:
-        """Load everybody, and let each prove itself."""
-        why_not = self._around.runtime.probe() and self._around.runtime.probe()
+        """Load everybody, and let each prove itself. Where there is no runtime, no engine is at fault."""
+        why_not = ""
         for options in self._options:
-            self._change(options, why_not)
+            why_not = self._change(options, why_not, first=True)
 
     def look(self) -> list[str]:
         """Take up what a person has activated meanwhile, or a build made; returns the ids that changed.
@@ -132,22 +132,33 @@ class Team:
         self.engines.exchange([post.engine for post in posts])
         self._crew.keep(serving)
 
-    def _change(self, options: Engine, why_not: str = "") -> None:
-        """Take up what the store says; what does not prove itself gives way first. Raises OutOfResources."""
+    def _change(self, options: Engine, why_not: str = "", *, first: bool = False) -> str:
+        """Take up what the store says; what does not prove itself gives way first. Raises OutOfResources.
+
+        The first time, why there is no runtime is told of the engines, and returned; later who serves goes on.
+        """
         for _ in range(MAX_PREVIOUS + 2):
             posts = [self._proved(post, why_not) for post in self._rules.gather(options)]
             faulty = [(post.named, post.fault) for post in posts if post.fault] + self._rules.unreadable
             if why_not or not faulty:
                 break
-            if reason := self._around.runtime.probe():  # no fault of any engine: who serves goes on
+            if reason := self._no_runtime():
+                if first:
+                    why_not = reason
+                    continue
                 self._log("engines_not_exchanged", engine=options.id, reason=reason)
                 self._rules.look_again(options)
-                return
+                return reason
             if self._all_stay(faulty):
                 break
         self._posts[options.id] = posts
         self._show()
         self._log("engines_on_duty", engine=options.id, releases=[post.named.release for post in posts])
+        return why_not
+
+    def _no_runtime(self) -> str:
+        """Asked of after a failure only, for the answer costs a child; twice, since memory may be short just now."""
+        return self._around.runtime.probe() and self._around.runtime.probe()
 
     def _proved(self, post: Post, why_not: str) -> Post:
         if post.fault:

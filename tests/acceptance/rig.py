@@ -347,7 +347,9 @@ class Scanner:
 
     def send(self, paths: Sequence[Path], *, abort: bool = False, pause: Callable[[], None] = lambda: None) -> None:
         """One association; `abort` ends it without a release. Raises DeliveryError or OSError when it breaks."""
-        items = [part10(path) for path in paths]
+        self._send([part10(path) for path in paths], abort=abort, pause=pause)
+
+    def _send(self, items: Sequence[Part10], *, abort: bool = False, pause: Callable[[], None] = lambda: None) -> None:
         association = self.associate(items)
         for item in items:
             self.store(association, item)
@@ -369,10 +371,11 @@ class Scanner:
     def insist(self, paths: Sequence[Path], within_s: float, *, patience_s: float = 0.05) -> None:
         """Send until everything is acknowledged, with new associations after each failure, as scanners do."""
         until = time.monotonic() + within_s
-        while left := [path for path in paths if part10(path).sop_instance_uid not in self.acknowledged]:
+        items = [part10(path) for path in paths]
+        while left := [item for item in items if item.sop_instance_uid not in self.acknowledged]:
             assert time.monotonic() < until, f"{len(left)} images not acknowledged within {within_s:g} s"
             try:
-                self.send(left)
+                self._send(left)
             except (DeliveryError, OSError, ValueError):
                 time.sleep(patience_s)
 
@@ -415,13 +418,13 @@ class Original:
     """A real single-series study in memory, from which copies are made that differ in their identifiers alone."""
 
     def __init__(self, archive: Path) -> None:
-        with tarfile.open(archive) as tar:
-            members = sorted((member for member in tar if member.isfile()), key=lambda member: member.name)
-            self._files = {
+        with tarfile.open(archive, "r|*") as tar:  # as a stream: to go back in it is to decompress it again
+            files = {
                 Path(member.name).name: stream.read()
-                for member in members
-                if member.name.endswith(".dcm") and (stream := tar.extractfile(member))
+                for member in tar
+                if member.isfile() and member.name.endswith(".dcm") and (stream := tar.extractfile(member))
             }
+        self._files = dict(sorted(files.items()))
 
     def __len__(self) -> int:
         return len(self._files)

@@ -44,6 +44,12 @@ GAPS_S = (0.2, 3.0, 10.0) if FULL else (0.02, 0.3, 1.0)
 VERIFIED_S = 90.0
 SPOKEN_S = 60.0
 SEED = 20261124
+CONCLUDED = (
+    "SELECT EXISTS (SELECT 1 FROM job WHERE study_instance_uid=?1 AND state='reported')"
+    " AND NOT EXISTS (SELECT 1 FROM job WHERE study_instance_uid=?1 AND state NOT IN ('reported', 'superseded'))"
+    " AND NOT EXISTS (SELECT 1 FROM series WHERE study_instance_uid=?1 AND state='open')"
+    " AND NOT EXISTS (SELECT 1 FROM delivery WHERE state='queued')"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +91,7 @@ def results_of(site: Site, study: Study) -> dict[str, Received]:
 
 def concluded(site: Site, study: Study) -> bool:
     """Whether its series is closed, and nothing is left to do for it."""
-    open_series = site.appliance.number(
-        "SELECT count(*) FROM series WHERE study_instance_uid=? AND state='open'", study.study_instance_uid
-    )
-    unfinished = site.appliance.number(
-        "SELECT count(*) FROM job WHERE study_instance_uid=? AND state NOT IN ('reported', 'superseded')",
-        study.study_instance_uid,
-    )
-    spoken = site.appliance.number(
-        "SELECT count(*) FROM job WHERE study_instance_uid=? AND state='reported'", study.study_instance_uid
-    )
-    return bool(spoken) and not open_series and not unfinished and not site.appliance.owed()
+    return bool(site.appliance.number(CONCLUDED, study.study_instance_uid))
 
 
 def assert_one_report_of_all(site: Site, study: Study, image_times: int = 1) -> None:

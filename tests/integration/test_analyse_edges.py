@@ -36,7 +36,7 @@ from appliance.stages.infer import Inferrer
 from appliance.stages.report.stage import Press, Reporter
 from appliance.stages.report.wording import CORRECTION_TEXT
 from appliance.states import Event, JobState, StepState
-from appliance.wiring import analysis
+from appliance.wiring import analysis, resting
 from appliance.wiring.common import open_spool
 from appliance.wiring.engine_work import workshop
 from appliance.wiring.engines import EngineFacts
@@ -784,7 +784,9 @@ def test_a_reader_that_cannot_start_is_called_so_and_infer_goes_on(tmp_path: Pat
     (tmp_path / "run").mkdir()
     life, logged = Life(), list[str]()
     config = Config(state=tmp_path, engines_dir=tmp_path)
-    made = analysis.Analysis(config, open_spool(config, "results"), life, lambda event, **_: logged.append(event))
+    spool = open_spool(config, "results")
+    journal = resting.opened(config, spool, lambda *_, **__: None)
+    made = analysis.Analysis(config, journal, spool, life, lambda event, **_: logged.append(event))
     made._reporter = Readerless(life)  # type: ignore[assignment]
     made.assemble_and_report()
     assert logged == ["reader_unavailable"]

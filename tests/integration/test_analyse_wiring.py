@@ -1,7 +1,9 @@
 """The analyse process: a step that hangs is noticed, and local times are those of the moment they name."""
 
+import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -9,14 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import Config
+from appliance.config import Config, Engine, EngineMode
 from appliance.errors import StoreFailed
-from appliance.journal import copies
+from appliance.journal import copies, jobs
+from appliance.journal.jobs import Duty
 from appliance.journal.store import Journal
 from appliance.life import Life
 from appliance.spool import Reserve, Spool
-from appliance.wiring.analysis import HUNG_AFTER_S, RESULTS_AT_A_TIME, Analysis, _utc_offset
-from appliance.wiring.common import open_spool
+from appliance.wiring import resting
+from appliance.wiring.analysis import HUNG_AFTER_S, Analysis, _utc_offset
+from appliance.wiring.common import EX_OK, open_spool
+from appliance.wiring.resting import RESULTS_AT_A_TIME
+from tests.journals import SERIES, STUDY, arrival, open_journal, receive
+from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,9 +55,14 @@ def results_of_another(tmp_path: Path, number: int) -> Spool:
     return spool
 
 
+def quiet(*_: object, **__: object) -> None:
+    pass
+
+
 def started(tmp_path: Path) -> Analysis:
     config = Config(state=tmp_path, engines_dir=tmp_path)
-    return Analysis(config, open_spool(config, "results"), Life(), lambda *_, **__: None)
+    spool = open_spool(config, "results")
+    return Analysis(config, resting.opened(config, spool, quiet), spool, Life(), quiet)
 
 
 @pytest.mark.promise("P4")
@@ -81,6 +93,62 @@ def test_a_step_that_does_not_end_is_noticed(tmp_path: Path) -> None:
     assert not analysis.hangs
     analysis._bell.close()
     analysis._assembler._desk.journal.close()
+
+
+# Without engines
+
+
+def test_what_arrives_without_engines_is_given_to_none_that_comes_later(tmp_path: Path) -> None:
+    config, life, said = Config(state=tmp_path, engines_dir=tmp_path), Life(), list[str]()
+    spool = open_spool(config, "results")
+    journal = resting.opened(config, spool, quiet)
+    (tmp_path / "work" / "volume").mkdir(parents=True)
+    receive(journal, *(arrival(number) for number in range(1, resting.LOOK_AT + 2)))
+    assert resting.is_idle(config, journal)
+    ended: list[int] = []
+    arguments = (config, journal, spool, life, lambda event, **_: said.append(event))
+    resting_process = threading.Thread(target=lambda: ended.append(resting.run(*arguments)))
+    resting_process.start()
+    eventually(lambda: not jobs.arrived(journal, 1), what="all of it is passed over")
+    receive(journal, arrival(1000))
+    eventually(lambda: not jobs.arrived(journal, 1), 10, "what comes later, too, though nobody rings")
+    life.stopping.set()
+    resting_process.join(10)
+    assert (ended, said) == ([EX_OK], ["analysing"])
+    assert json.loads((config.run_dir / "engines.json").read_text()) == {}
+    assert not (tmp_path / "work").exists()
+    journal.close()
+
+
+def test_nobody_rests_while_there_is_an_engine_or_a_job_of_a_former_one(tmp_path: Path) -> None:
+    config = Config(state=tmp_path, engines_dir=tmp_path)
+    journal = open_journal(tmp_path / "journal")
+
+    def with_engine(mode: EngineMode) -> Config:
+        return config.model_copy(update={"engines": (Engine(id="films", mode=mode),)})
+
+    assert resting.is_idle(with_engine(EngineMode.OFF), journal)
+    assert not resting.is_idle(with_engine(EngineMode.SHADOW), journal)
+    (recorded,) = receive(journal, arrival(1))
+    duty = Duty(
+        engine="gone@1",
+        scope="series",
+        study_instance_uid=STUDY,
+        series_instance_uid=SERIES,
+        sop_instance_uid="",
+        subject=SERIES,
+        instance_id=recorded.instance_id,
+        deadline_ms=1000,
+    )
+    jobs.take_on(journal, [duty], recorded.instance_id)
+    assert not resting.is_idle(config, journal)
+    journal.close()
+
+
+def test_nothing_that_reads_is_loaded_to_rest() -> None:
+    code = "import sys, appliance.daemon, appliance.wiring.analyse; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
+    assert set(loaded) & {"numpy", "pydicom", "highdicom", "scipy", "structlog"} == set()
 
 
 IMPORTED = """

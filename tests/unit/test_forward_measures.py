@@ -267,8 +267,8 @@ def test_the_pace_is_kept_and_used(size: int) -> None:
         with turns.turn(IMAGE) as image:
             left = size
             while left:
-                while turns._wait_s(IMAGE) > 0:
-                    hand.now += 0.00005
+                while (wait_s := turns._wait_s(IMAGE)) > 0:
+                    hand.now += max(wait_s, 0.00005)
                 granted = image(min(left, 1 << 20))
                 left -= granted
                 sent += granted
