@@ -123,7 +123,7 @@ class Appliance:
         command = [sys.executable, "-m", "appliance", "run", "--config", str(self.config_path)]
         with self.log_path.open("ab") as log:
             self._supervisor = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
             )
         if wait:
             try:
