@@ -64,11 +64,6 @@ class Session(Protocol):
         ...
 
     @property
-    def unsent(self) -> int:
-        """Bytes that were handed over and have not left yet; 0: none, or not known."""
-        ...
-
-    @property
     def round_trip_s(self) -> float:
         """The least that was seen; 0: not known, or none."""
         ...

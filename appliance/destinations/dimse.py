@@ -140,10 +140,6 @@ class DimseSession:
         return self._association.bytes_s
 
     @property
-    def unsent(self) -> int:
-        return self._association.unsent
-
-    @property
     def round_trip_s(self) -> float:
         return self._association.round_trip_s
 

@@ -46,7 +46,7 @@ class FolderSession:
 
     alive = True
     bytes_s = round_trip_s = 0.0
-    held_back, unsent = False, 0
+    held_back = False
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -87,10 +87,6 @@ class StowSession:
         return self._wire.bytes_s
 
     @property
-    def unsent(self) -> int:
-        return self._wire.unsent
-
-    @property
     def round_trip_s(self) -> float:
         return self._wire.round_trip_s
 

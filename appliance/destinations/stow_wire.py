@@ -69,11 +69,6 @@ class WebWire:
         return self._meter.bytes_s if self._meter is not None else self._target.bytes_s
 
     @property
-    def unsent(self) -> int:
-        """See Meter."""
-        return self._meter.unsent if self._meter is not None else 0
-
-    @property
     def held_back(self) -> bool | None:
         """See Meter."""
         return self._meter.held_back if self._meter is not None else None

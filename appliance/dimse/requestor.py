@@ -116,11 +116,6 @@ class RequestedAssociation:
         return self._wire.meter.bytes_s
 
     @property
-    def unsent(self) -> int:
-        """See Meter."""
-        return self._wire.meter.unsent
-
-    @property
     def round_trip_s(self) -> float:
         """The least that was seen; 0: not known."""
         return self._wire.meter.round_trip_s

@@ -78,7 +78,6 @@ class Meter:
         self._limited = False
         self._settled: Counts | None = None  # when it was
         self.bytes_s = bytes_s  #: 0: not known yet
-        self.unsent = 0  #: bytes that wait in the socket, after the last piece
         self._let_wait(max(LEAST_PIECE, int(bytes_s * UNSENT_S)) if bytes_s else 2 * FIRST_PIECE)
         self.round_trip_s = self._last.round_trip_s if self._last is not None else 0.0
 
@@ -114,7 +113,7 @@ class Meter:
 
     def begin(self) -> None:
         """Another object follows. The line may be quicker than was known."""
-        now, self.unsent = counts(self._connection), 0
+        now = counts(self._connection)
         if now is not None and self._last is not None and now.acked - self._last.acked >= FIRST_PIECE:
             least = _rate(self._last, now)
             if self.bytes_s or least >= QUICK_BYTES_S:
@@ -126,7 +125,6 @@ class Meter:
         now = counts(self._connection)
         if now is None or self._last is None:
             return
-        self.unsent = now.unsent
         busy_s, acked = now.busy_s - self._last.busy_s, now.acked - self._last.acked
         if not acked or (busy_s < WINDOW_S and acked < WINDOW_BYTES):
             return

@@ -32,7 +32,7 @@ READING_S = 1.5  # about what it takes to read a study and build its results
 STRUCK_TWICE = "SELECT count(*) FROM job WHERE attempts>=2 AND state IN ('ready', 'running')"
 VERIFIED_S = 90.0
 ROUND_S = 60.0
-SETTLED_S = 120.0
+SETTLED_S = 300.0  # twenty studies to read, on processors that others use as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def assert_all_there(stores: list[DataSet], sent: list[Sent]) -> int:
 @pytest.mark.promise("P1")
 @pytest.mark.promise("P3")
 @pytest.mark.promise("P12")
-@pytest.mark.timeout(7200 if FULL else 480)
+@pytest.mark.timeout(7200 if FULL else 800)
 def test_whoever_is_killed_whenever_everything_arrives_and_each_study_is_reported_once(
     work: Path, lung_ct: Original, figure: Callable[[str], None]
 ) -> None:

@@ -56,7 +56,7 @@ class Pacs:
 
 class Association:
     bytes_s = round_trip_s = 0.0
-    held_back, unsent = False, 0
+    held_back = False
 
     def __init__(self, pacs: Pacs) -> None:
         self._pacs = pacs

@@ -48,7 +48,6 @@ class Line:
     bytes_s: float = 0.0
     round_trip_s: float = 0.0
     held_back: bool = False
-    unsent: int = 0
     alive: bool = True
 
     def __post_init__(self) -> None:

@@ -65,17 +65,6 @@ def test_on_a_thin_line_one_association_stays_one() -> None:
     assert line.gauge.wanted == 1
 
 
-def test_on_a_thin_line_over_a_long_way_a_second_one_is_ready() -> None:
-    line = Line(bytes_s=0.25e6, wait_s=0.1, most=8)
-    assert line.gauge.hands == 1
-    line.send(10.0)
-    assert (line.gauge.wanted, line.gauge.hands) == (1, 2)
-    near, one = Line(bytes_s=0.25e6, wait_s=0.01, most=8), Line(bytes_s=0.25e6, wait_s=0.1, most=1)
-    for other in (near, one):
-        other.send(10.0)
-        assert other.gauge.hands == 1
-
-
 def test_a_first_object_that_takes_long_shows_a_thin_line() -> None:
     line = Line(bytes_s=0.25e6, wait_s=0.1, most=4)
     line.gauge.starts(0.1)
@@ -207,30 +196,16 @@ def test_images_beyond_what_the_line_is_worth_wait_and_end_in_their_order() -> N
     with turns.turn(second), ExitStack() as stack:
         with turns.turn(first):
             stack.enter_context(turns.turn(third))
-            waits_s = pytest.approx(UNKNOWN_TAKES_S)
-            assert [turns._wait_s(one) for one in (second, first, third)] == [0, 0, waits_s]
+            assert [turns._wait_s(one) for one in (second, first, third)] == [0, 0, LINE_TAKEN_S]
             worth[0] = 1
-            assert [turns._wait_s(one) for one in (second, first, third)] == [0, waits_s, waits_s]
+            assert [turns._wait_s(one) for one in (second, first, third)] == [0, LINE_TAKEN_S, LINE_TAKEN_S]
             urgent = delivery(Urgency.URGENT_IMAGE)
             with turns.turn(urgent):
-                assert [turns._wait_s(one) for one in (urgent, second)] == [0, waits_s]
-            hand.now += UNKNOWN_TAKES_S  # none of them asks for more: they wait for their answers
+                assert [turns._wait_s(one) for one in (urgent, second)] == [0, LINE_TAKEN_S]
+            hand.now += LINE_TAKEN_S  # none of them asks for more: they wait for their answers
             assert turns._wait_s(third) == 0
             worth[0] = 2
         assert turns._wait_s(third) == 0
-
-
-def test_the_next_image_goes_when_the_first_has_left_and_only_waits_for_its_answer() -> None:
-    hand, line = Hand(), 100_000.0
-    turns = Turns(Timetable(), lambda: 1, now=hand)
-    first, second = (delivery(Urgency.IMAGE) for _ in range(2))
-    with turns.turn(first, lambda: line, lambda: 20_000) as image:
-        assert image(10_000) == 10_000
-        with turns.turn(second, lambda: line):
-            assert turns._wait_s(second) == pytest.approx(0.3)
-            hand.now += 0.3
-            assert turns._wait_s(second) == 0
-            assert turns._wait_s(first) == 0  # should there be more of it
 
 
 @pytest.mark.promise("P7")

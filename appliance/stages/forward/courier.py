@@ -86,7 +86,7 @@ class Courier:
             self._bag.gauge.starts(way.session.round_trip_s)
         started, began = self._box.journal.clock.tick(), time.monotonic()
         try:
-            with self._bag.turns.turn(delivery, lambda: way.session.bytes_s, lambda: way.session.unsent) as turn:
+            with self._bag.turns.turn(delivery, lambda: way.session.bytes_s) as turn:
                 self._on_way(delivery)
                 warning = way.session.send(delivery, path, self._watched(way, turn))
         except ObjectRefused as error:

@@ -78,7 +78,7 @@ class Crew:
 
     def first_lost(self) -> None:
         """The lane's own association was lost: again and again, beside others, means that they cost it."""
-        if self._bag.gauge.hands > 1:
+        if self._bag.gauge.wanted > 1:
             self._clashes += 1
             if self._clashes >= CLASHES:
                 self._clashes = 0.0
@@ -110,7 +110,7 @@ class Crew:
             for express in self._expresses:
                 self._start(f"express-{express.least}", partial(self._carry_results, express))
             self._start("notes", self._keep_notes)
-        while images and self._hands < self._bag.gauge.hands - 1:
+        while images and self._hands < self._bag.gauge.wanted - 1:
             self._hands += 1
             self._start(f"images-{self._hands}", partial(self._carry_images, self._hands))
 
@@ -197,13 +197,13 @@ class Crew:
 
     def _assist(self, courier: Courier, number: int) -> bool:
         """Send one beside another that is under way: of a trickle the lane's own, which is open, is quickest."""
-        if number >= self._bag.gauge.hands or not self._may_go():
+        if number >= self._bag.gauge.wanted or not self._may_go():
             return False
         if not self._bag.turns.less_urgent_under_way(Urgency.RESULT):
             return False
         least = Urgency.IMAGE if self._bag.turns.images_may_go() else Urgency.RESULT
         due = self._of_desk(self._bag.desk.peek, least)
-        if due is None or not self._opens(courier, due) or number >= self._bag.gauge.hands:
+        if due is None or not self._opens(courier, due) or number >= self._bag.gauge.wanted:
             return False
         delivery = self._of_desk(self._bag.desk.claim, least)
         if delivery is None:

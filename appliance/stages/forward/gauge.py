@@ -1,8 +1,7 @@
 """How many associations a line is worth, by measurement: more stay where the line carries more with them.
 
-With a long round trip one association waits more than it sends; on a thin line a second one only splits it, and has
-but to be ready when the first has sent all and waits for its answer. What was right at night may be wrong by day: now
-and then fewer are tried, or more.
+With a long round trip one association waits more than it sends; on a thin line a second one only splits it. What was
+right at night may be wrong by day: now and then fewer are tried, or more.
 """
 
 import threading
@@ -40,13 +39,7 @@ class Gauge:
         self.wanted = 1  #: associations that send images; of those that do already, the rest waits
         self.bytes_s = 0.0  #: what the line carries with all of them; 0: not measured yet
         self._guessed = most == 1
-        self._far = False  # the last round trip was long
         self._begin()
-
-    @property
-    def hands(self) -> int:
-        """Associations that hold an image: over a long way one more than send where only one does."""
-        return min(self._most, 2) if self._far and self.wanted == 1 else self.wanted
 
     def _begin(self) -> None:
         self._began, self._objects, self._bytes = self._now(), 0, 0
@@ -91,7 +84,6 @@ class Gauge:
     def sent(self, size: int, seconds: float, round_trip_s: float) -> None:
         """One object went through."""
         with self._lock:
-            self._far = round_trip_s >= LONG_WAY_S
             self._objects += 1
             self._bytes += size
             if not self._guessed and self._objects == FIRST_LOOK:

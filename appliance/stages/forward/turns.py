@@ -64,19 +64,15 @@ class Turns:
         return self._timetable.images_may_go()
 
     @contextmanager
-    def turn(
-        self, delivery: Delivery, bytes_s: Callable[[], float] = lambda: 0.0, unsent: Callable[[], int] = lambda: 0
-    ) -> Iterator[Turn]:
-        """While it is sent; of its association, `bytes_s` is the goodput as far as it is known, 0: not yet, and
-        `unsent` what was granted and has not left yet.
-        """
+    def turn(self, delivery: Delivery, bytes_s: Callable[[], float] = lambda: 0.0) -> Iterator[Turn]:
+        """While it is sent; `bytes_s` is its association's goodput as far as it is known, 0: not yet."""
         level = _level(delivery.urgency)
         with self._changed:
             self._under_way[level] += 1
             self._taken_until[level] = until = self._now() + UNKNOWN_TAKES_S
             self._images += [_Image(delivery=delivery, until=until)] if level == Urgency.URGENT_IMAGE else []
         try:
-            yield partial(self._grant, delivery, bytes_s, unsent)
+            yield partial(self._grant, delivery, bytes_s)
         finally:
             with self._changed:
                 self._under_way[level] -= 1
@@ -89,10 +85,10 @@ class Turns:
                 self._stop_at = self._now() + STOP_WITHIN_S
             self._changed.notify_all()
 
-    def _grant(self, delivery: Delivery, bytes_s: Callable[[], float], unsent: Callable[[], int], wanted: int) -> int:
+    def _grant(self, delivery: Delivery, bytes_s: Callable[[], float], wanted: int) -> int:
         level = _level(delivery.urgency)
         with self._changed:
-            self._asks(delivery)
+            self._asks(delivery, True)
             deadline = self._now() + KEEP_ALIVE_S
             while (wait_s := self._wait_s(delivery)) > 0:
                 self._go_on()
@@ -103,18 +99,13 @@ class Turns:
                 self._changed.wait(min(wait_s, left))
             self._go_on()
             granted = self._take(level, bytes_s(), wanted)
-            self._has(delivery, unsent() + granted)
+            self._asks(delivery, False)
             return granted
 
-    def _asks(self, delivery: Delivery) -> None:
+    def _asks(self, delivery: Delivery, asks: bool) -> None:
         for one in self._images:
             if one.delivery is delivery:
-                one.asks = True
-
-    def _has(self, delivery: Delivery, unsent: int) -> None:
-        for one in self._images:
-            if one.delivery is delivery:
-                one.asks, one.until = False, self._now() + self._image_takes_s(unsent)
+                one.asks, one.until = asks, self._now() + LINE_TAKEN_S
 
     def _wait_s(self, delivery: Delivery) -> float:
         """How long at least it waits: for a more urgent class, and an image for earlier ones and for the pace, too."""
@@ -122,18 +113,16 @@ class Turns:
         until = [self._taken_until[other] for other, count in self._under_way.items() if count and other < level]
         if (taken_s := max(until, default=now) - now) > 0:
             return taken_s
-        if level == Urgency.URGENT_IMAGE and (taken_s := self._taken_by_images_s(delivery, now)) > 0:
-            return taken_s
+        if level == Urgency.URGENT_IMAGE and not self._is_among_the_first(delivery, now):
+            return LINE_TAKEN_S
         pace = self._pay()
         return self._owing / pace if pace and level == Urgency.URGENT_IMAGE else 0.0
 
-    def _taken_by_images_s(self, delivery: Delivery, now: float) -> float:
+    def _is_among_the_first(self, delivery: Delivery, now: float) -> bool:
         """An image that only waits for its answer leaves the line to others."""
-        sending = [one for one in self._images if one.asks or one.until > now or one.delivery is delivery]
-        sending.sort(key=lambda one: one.delivery.urgency)
-        if any(one.delivery is delivery for one in sending[: self._at_once()]):
-            return 0.0
-        return min((one.until - now for one in sending if not one.asks), default=LINE_TAKEN_S)
+        sending = [one.delivery for one in self._images if one.asks or one.until > now or one.delivery is delivery]
+        sending.sort(key=lambda one: one.urgency)
+        return any(one is delivery for one in sending[: self._at_once()])
 
     def _go_on(self) -> None:
         if self._stop_at is not None and self._now() > self._stop_at:
@@ -153,10 +142,6 @@ class Turns:
             return UNKNOWN_TAKES_S
         seconds = granted / self._line_bytes_s
         return LINE_TAKEN_S if seconds > LONG_S else seconds
-
-    def _image_takes_s(self, unsent: int) -> float:
-        """Until it has left, and there is nothing more of it, or it has not asked in time: the line would rest."""
-        return min(LINE_TAKEN_S, unsent / self._line_bytes_s) if self._line_bytes_s else LINE_TAKEN_S
 
     def _pay(self) -> float:
         """Time pays off what was sent beyond the pace; returns the pace now, bytes per second, 0: none."""
