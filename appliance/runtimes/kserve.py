@@ -55,7 +55,7 @@ class KServe:
         self._url, self._model, self._connect_s = url, model, connect_s
         self._version = ""
         self._outputs: List[Spec] = []
-        self._line = line
+        self._line, self._channel = line, channel
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         if not self._ask(self._stub.ServerReady, wire.ServerReadyRequest()).ready:
             raise RuntimeError(f"the server at {url} is not ready")
@@ -80,6 +80,8 @@ class KServe:
             request.raw_input_contents.append(array.tobytes())
         for spec in self._outputs:
             request.outputs.add(name=spec["name"])
+        if self._line.lost:
+            raise ConnectionError(self._loss)
         answer = self._ask(self._stub.ModelInfer, request, self.deadline_s + _LATER_S)
         if self._version and answer.model_version != self._version:
             raise RuntimeError(f"version {_words(answer.model_version)!r} answered instead of {self._version!r}")
@@ -95,12 +97,19 @@ class KServe:
     def _ask(self, call: Any, request: Any, timeout_s: Optional[float] = None) -> Any:
         """Raises ConnectionError where nobody is there, RuntimeError for whatever goes wrong over there."""
         try:
-            return call(request, timeout=self._connect_s if timeout_s is None else timeout_s)
+            answer = call(request, timeout=self._connect_s if timeout_s is None else timeout_s)
         except grpc.RpcError as error:
             gone = error.code() is grpc.StatusCode.UNAVAILABLE
-            kind = ConnectionError if gone else RuntimeError
-            lost = f"the connection to {self._url} was lost: " if self._line.lost else ""
+            kind = ConnectionError if gone or self._line.lost else RuntimeError
+            lost = f"{self._loss}: " if self._line.lost else ""
             raise kind(f"{lost}{error.code().name}: {_words(error.details())[:_MAX_WORDS]}") from error
+        if self._line.lost:  # right after it, perhaps; but then nobody knows
+            raise ConnectionError(self._loss)
+        return answer
+
+    @property
+    def _loss(self) -> str:
+        return f"the connection to {self._url} was lost"
 
 
 def open_backend(  # noqa: PLR0913 - what `child.py` calls; its settings come as words

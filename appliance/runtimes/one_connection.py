@@ -2,6 +2,7 @@
 
 gRPC replaces a connection that was lost behind its caller's back, and what answers on the new one need not be what was
 verified. So it is given a socket of this process instead, behind which there is one connection and never a second.
+Others on the box see its name (unix(7), abstract): they are not let in, and the worst they can do is to keep us out.
 """
 
 import contextlib
@@ -30,9 +31,11 @@ class OneConnection:
         threading.Thread(target=self._let_in, daemon=True).start()
 
     def _let_in(self) -> None:
-        """The first who comes and is this very process; then nobody any more."""
-        with self._door:
-            near = _of_this_process(self._door)
+        """The first who comes and is this very process; then nobody any more. The door stays ours, shut: another
+        process could take the name of one that was closed, and be taken for the server.
+        """
+        near = _of_this_process(self._door)
+        self._door.shutdown(socket.SHUT_RDWR)
         for source, sink in ((near, self._far), (self._far, near)):
             threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
 

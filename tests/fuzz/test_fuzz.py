@@ -26,7 +26,15 @@ def seeds() -> list[Path]:
     return sorted(path for path in CORPUS.rglob("*") if path.is_file())
 
 
+@pytest.fixture(scope="module")
+def imported() -> None:
+    """Each target's first input pays for what is imported with it, and no input is to blame for that."""
+    for name, target in TARGETS.items():
+        target(min((CORPUS / name).iterdir()).read_bytes())
+
+
 @pytest.mark.promise("P9")
+@pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize("seed", seeds(), ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_every_input_that_was_kept_is_read_within_bounds(seed: Path) -> None:
     data = seed.read_bytes()

@@ -190,6 +190,7 @@ def test_a_wrong_wall_clock_changes_labels_only(tmp_path: Path, name: str) -> No
 #: What may look at the wall clock, and for what: labels, certificates, signatures, and hours of the site's day.
 LOOKS_AT_THE_WALL = {
     "journal/clock.py": "the label of each line of history",
+    "logs.py": "the label of each line",
     "config/examination.py": "certificates run out by it",
     "engine_store/store.py": "the label of each step of a release",
     "cli/situation.py": "certificates run out by it",
