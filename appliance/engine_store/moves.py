@@ -131,8 +131,11 @@ class Moves:
         self.set(releases=releases, previous=tuple(one for one in self.book.previous if one != release))
 
     def _check_ready(self, release: str, name: str, event: Event) -> None:
-        if release != SHIPPED:
-            check_ready(name, self.book.releases[release].stage, event)
+        if release == SHIPPED:
+            return
+        if (known := self.book.releases.get(release)) is None:
+            raise EngineRefused(f"{name} is not in the store any more")
+        check_ready(name, known.stage, event)
 
     def _relieve(self, release: str, why: str) -> None:
         known = self.book.releases.get(release)

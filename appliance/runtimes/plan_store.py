@@ -12,6 +12,7 @@ or built by another version is known without a GPU. For TensorRT itself size and
 import hashlib
 import json
 import os
+import stat
 import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,13 +22,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.disk import make_folder, sync_folder, write_all
-from appliance.errors import PlanRefused
+from appliance.errors import PlanRefused, StoreFailed
 from appliance.ports import BuiltPlan
 
 MAX_KEY_BYTES = 64 * 1024
 RTX = " RTX"  #: at the end of a library version
 
 _SHORT = 16  # digits of a key in a file name
+_KINDS = (".plan", ".json")
 _HEADER = struct.Struct("<4s4xI4xQ4B4xI")  # magic, format, bytes, version, compute capabilities
 _MAGIC, _FORMAT = b"vtrt", 2
 _MASK = {"SM75": 1, "SM80": 2, "SM86": 4, "SM89": 8, "SM120": 16, "SM121": 32}
@@ -112,24 +114,37 @@ def find(folder: Path, target: Target) -> BuiltPlan:
 
 
 def drop(plan: BuiltPlan) -> None:
-    """It was found wrong, and is found no more. Raises OSError."""
+    """It was found wrong, and is found no more. Raises OSError, StoreFailed."""
     remove(plan.path.parent, (plan.path.with_suffix(".json"), plan.path))
 
 
 def others(folder: Path, keys: Collection[str]) -> list[Path]:
     """Files of all plans but those of these keys, and of writes that were cut short; in the order to remove them.
 
-    Nobody writes here meanwhile. Raises OSError.
+    What has no name of ours, or is no file, is somebody else's. Nobody writes here meanwhile. Raises OSError.
     """
-    kept = {f"{key[:_SHORT]}{kind}" for key in keys if key for kind in (".plan", ".json")}
-    return sorted((path for path in folder.iterdir() if path.name not in kept), key=lambda path: path.suffix)
+    kept = {f"{key[:_SHORT]}{kind}" for key in keys if key for kind in _KINDS}
+    found = (path for path in folder.iterdir() if path.name not in kept and _is_ours(path))
+    return sorted(found, key=lambda path: path.suffix)
 
 
 def remove(folder: Path, files: Iterable[Path]) -> None:
-    """In this order, durably: what tells about a plan first, for without it no plan is found. Raises OSError."""
+    """In this order, durably: what tells about a plan first, for without it no plan is found.
+
+    Raises OSError; StoreFailed where the sync failed.
+    """
     for path in files:
         path.unlink(missing_ok=True)
-    sync_folder(folder)
+    try:
+        sync_folder(folder)
+    except OSError as error:
+        raise StoreFailed(f"{folder}: {error.strerror}") from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Raises OSError."""
+    is_cut_short = path.name.startswith(".") and path.suffix == ".new"
+    return (path.suffix in _KINDS or is_cut_short) and stat.S_ISREG(path.lstat().st_mode)
 
 
 def _checked(folder: Path, target: Target) -> BuiltPlan:

@@ -230,12 +230,15 @@ def _opened(model: Path) -> Iterator[int]:
 
 
 def _copied(fd: int, specs: Sequence[ArraySpec], offsets: Sequence[int]) -> dict[str, Array]:
-    """The outputs, out of the child's reach. Raises RuntimeFailed where they are not where it says."""
+    """The outputs, out of the child's reach. Raises RuntimeFailed where they are not what or where it says."""
     if len(offsets) != len(specs) or any(
         at + s.size > os.fstat(fd).st_size for s, at in zip(specs, offsets, strict=True)
     ):
         raise RuntimeFailed(Reason.ENGINE_FAILED, "the outputs are not where they should be")
-    return {s.name: read_array(fd, at, s.dtype, s.shape) for s, at in zip(specs, offsets, strict=True)}
+    try:
+        return {s.name: read_array(fd, at, s.dtype, s.shape) for s, at in zip(specs, offsets, strict=True)}
+    except ValueError as error:  # a length of 0 makes the size 0, however large the others are
+        raise RuntimeFailed(Reason.ENGINE_FAILED, f"the outputs have no shape of an array: {error}") from error
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class Posts:
 
     def look_again(self, options: Engine) -> None:
         """Let it count as changed."""
-        self._seen.pop(options.id)
+        self._seen.pop(options.id, None)
 
     def gather(self, options: Engine) -> list[Post]:
         """Its manifest is enough to be on duty: without one nobody knows which studies are its own."""

@@ -16,7 +16,7 @@ from appliance.config import Config, EngineMode
 from appliance.config.models import Engine
 from appliance.engine_store.book import MAX_PREVIOUS
 from appliance.engine_store.store import EngineStore, Named
-from appliance.errors import EngineRefused
+from appliance.errors import EngineRefused, OutOfResources
 from appliance.journal.jobs import subject_of
 from appliance.journal.store import NOTHING, Journal, Subject
 from appliance.ports import LoadedEngine, Runtime
@@ -79,7 +79,7 @@ class Team:
         self._around.plans.settle()
         changed = [one for one in self._options if self._rules.has_changed(one)]
         for options in changed:
-            self._change(options)
+            self._taken_up(options)
         return [one.id for one in changed]
 
     def mind(self, faults: Mapping[str, Fault]) -> list[str]:
@@ -132,6 +132,14 @@ class Team:
         self.engines.exchange([post.engine for post in posts])
         self._crew.keep(serving)
 
+    def _taken_up(self, options: Engine) -> None:
+        """Looked at again where there was no room to. Raises OutOfResources."""
+        try:
+            self._change(options)
+        except OutOfResources:
+            self._rules.look_again(options)
+            raise
+
     def _change(self, options: Engine, why_not: str = "", *, first: bool = False) -> str:
         """Take up what the store says; what does not prove itself gives way first. Raises OutOfResources.
 
@@ -178,7 +186,7 @@ class Team:
         if post is None:
             return
         self._take_back(post.named, why, subject, or_off=True)
-        self._change(next(one for one in self._options if one.id == post.named.engine_id))
+        self._taken_up(next(one for one in self._options if one.id == post.named.engine_id))
 
     def _take_back(self, named: Named, why: str, subject: Subject, *, or_off: bool) -> bool:
         """Whether anything changed; told in the log, and in the history of what it happened with (P11)."""

@@ -142,6 +142,16 @@ def test_every_way_to_answer_wrongly(tmp_path: Path, model: Path, answer: str, r
     assert engine.pid is None
 
 
+@pytest.mark.parametrize("more", ["offsets=[0]); hang()", "); read(); say(ok=True); hang()"])
+def test_an_empty_output_whose_other_lengths_no_array_can_have(tmp_path: Path, model: Path, more: str) -> None:
+    shapes = UP_TO_INFER.replace("[-1]", "[-1, -1, -1]")
+    engine = load(scripted(tmp_path, f"{shapes}ran(tensor('y', [2 ** 40, 2 ** 40, 0]), {more}"), model)
+    with pytest.raises(RuntimeFailed, match="no shape of an array") as caught:
+        engine.infer(X, 10)
+    assert caught.value.reason == Reason.ENGINE_FAILED
+    assert engine.pid is None
+
+
 def test_outputs_that_were_left_beside_the_inputs_are_not_asked_for(tmp_path: Path, model: Path) -> None:
     left = """
 read(); say(ok=True, protocol=1, version="1", device="none")

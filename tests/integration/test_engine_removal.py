@@ -101,6 +101,18 @@ def test_what_nothing_needs_leaves_with_its_plans_and_a_line_of_history(store: E
     assert store.load(again).key == "films@1.0.0"
 
 
+@pytest.mark.parametrize("shadow", [False, True])
+def test_what_was_removed_while_a_person_decided_can_neither_serve_nor_run_in_shadow(
+    store: EngineStore, *, shadow: bool
+) -> None:
+    named = store.find("films@1.0.0")
+    leaving.remove(store, named, "bob", nothing)
+    before = store.book("films")
+    with pytest.raises(EngineRefused, match=r"films@1\.0\.0.* is not in the store any more"):
+        store.activate(named, "alice", shadow=shadow)
+    assert store.book("films") == before
+
+
 def test_what_was_turned_off_keeps_its_duties_and_its_release(store: EngineStore) -> None:
     shipped = store.find("films@shipped")
     for version in ("3.0.0", "2.0.0", "1.0.0"):

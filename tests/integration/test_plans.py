@@ -547,6 +547,33 @@ def test_once_a_plan_runs_those_that_fit_no_more_are_gone_and_history_names_them
     assert site.history("analyse") == ["build", "verify", "plans_removed"]
 
 
+@pytest.mark.promise("P1")
+def test_what_lies_in_the_way_of_housekeeping_stops_nothing_and_is_told_once(site: Site) -> None:
+    """Somebody's folder and file stay. A folder that nothing can be removed from is no failed disk."""
+    old = site.activated()
+    (old.parent / "folder.plan").mkdir()
+    (old.parent / "README").write_text("mine")
+    site.builder.machine = replace(MACHINE, driver="550")
+    site.compiled()
+    site.verified()
+    old.parent.chmod(0o550)
+    can_write = os.access(old.parent, os.W_OK)  # as root
+    for _ in range(3):
+        site.start()
+        assert site.team is not None
+        for _ in range(2):
+            site.team.tend(never)
+    assert site.history("analyse") == ["plans_removed"]
+    told = [facts["reason"] for event, facts in site.logged if event == "plans_not_tidied"]
+    assert can_write or ["cannot be removed: Permission denied" in why for why in told] == [True] * 3
+    old.parent.chmod(0o750)
+    site.start()
+    assert site.team is not None
+    site.team.tend(never)
+    assert not old.exists()
+    assert {"folder.plan", "README"} < set(names(old.parent))
+
+
 def test_plans_that_a_build_or_a_check_uses_are_left_alone(site: Site) -> None:
     old = site.activated()
     site.builder.machine = replace(MACHINE, driver="550")
@@ -562,15 +589,18 @@ def test_plans_that_a_build_or_a_check_uses_are_left_alone(site: Site) -> None:
     assert not old.exists()
 
 
-def test_of_releases_that_nothing_needs_no_plan_is_kept_of_what_is_rolled_back_to_the_last(site: Site) -> None:
-    plans = {}
+def test_of_releases_that_nothing_needs_no_plan_is_kept_of_what_is_rolled_back_to_what_was_proved_and_the_last(
+    site: Site,
+) -> None:
+    plans: dict[str, list[Path]] = {}
     for version in ("1.0.0", "2.0.0", "3.0.0", "4.0.0"):
         package = write_package(site.folder / "package", Recipe(version=version))
         named, _ = site.shop.store.take(package, "alice", lambda _: None)
         site.shop.store.step(named, Event.VALIDATE, "alice")
-        plans[version] = [site.compiled()]
-        site.builder.machine = replace(MACHINE, driver="550")
-        plans[version].append(site.compiled())
+        plans[version] = []
+        for driver in (MACHINE.driver, "545", "550"):
+            site.builder.machine = replace(MACHINE, driver=driver)
+            plans[version].append(site.compiled())
         site.builder.machine = MACHINE
         site.verified()
         site.shop.store.activate(site.named, "alice", shadow=version == "4.0.0")
@@ -578,10 +608,10 @@ def test_of_releases_that_nothing_needs_no_plan_is_kept_of_what_is_rolled_back_t
     assert site.team is not None
     site.team.tend(never)
     assert {version: [path.exists() for path in both] for version, both in plans.items()} == {
-        "1.0.0": [False, False],
-        "2.0.0": [False, True],  # the one that was built last
-        "3.0.0": [True, True],  # the one that runs, too
-        "4.0.0": [True, True],  # as in shadow
+        "1.0.0": [False, False, False],
+        "2.0.0": [True, False, True],  # the one that was proved, the one that was built last
+        "3.0.0": [True, False, True],  # the one that runs is the one that was proved
+        "4.0.0": [True, False, True],  # as in shadow
     }
 
 

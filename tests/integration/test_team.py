@@ -13,7 +13,7 @@ from appliance.config import Config
 from appliance.engine_store import leaving
 from appliance.engine_store.book import BOOK, OFF, SHIPPED
 from appliance.engine_store.store import Named
-from appliance.errors import EngineRefused, RuntimeFailed
+from appliance.errors import EngineRefused, OutOfResources, RuntimeFailed
 from appliance.model import Job, Reason
 from appliance.ports import Array
 from appliance.stages.infer import Fault
@@ -65,6 +65,7 @@ class Loads:
     """A runtime that has no child."""
 
     why_not: str = ""
+    is_short: bool = False  #: of what a child needs
     bias: dict[str, float] = field(default_factory=dict)  #: version -> of what is loaded next
     made: list[tuple[str, Loaded]] = field(default_factory=list)
     name: str = "fake"
@@ -73,6 +74,8 @@ class Loads:
         return self.why_not
 
     def load(self, model: Path, sha256: str) -> Loaded:  # noqa: ARG002 - the port's signature
+        if self.is_short:
+            raise OutOfResources("no room")
         if self.why_not:
             raise RuntimeFailed(Reason.NO_ENGINE, self.why_not)
         version = model.parent.name.partition("-")[0]
@@ -193,6 +196,19 @@ def test_what_a_person_activates_is_taken_up_once_it_has_proved_itself(site: Sit
     site.store.roll_back("films", "alice")
     team.look()
     assert site.on_duty() == list(team.loaded) == ["films@0.9.0"]
+
+
+def test_what_there_was_no_room_to_take_up_is_looked_at_again(site: Site) -> None:
+    team = site.start()
+    site.activate("1.0.0")
+    site.runtime.is_short = True
+    for _ in range(2):
+        with pytest.raises(OutOfResources):
+            team.look()
+        assert list(team.loaded) == ["films@0.9.0"]
+    site.runtime.is_short = False
+    assert team.look() == ["films"]
+    assert list(team.loaded) == [ONE]
 
 
 def test_what_still_serves_here_cannot_be_removed_whatever_the_book_says(site: Site) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from appliance.errors import PlanRefused
 from appliance.ports import BuiltPlan
-from appliance.runtimes.plan_store import PlanHeader, Target, find, keep
+from appliance.runtimes.plan_store import PlanHeader, Target, find, keep, others
 
 TARGET = Target(
     onnx_sha256="a" * 64,
@@ -185,3 +185,14 @@ def test_the_head_of_a_plan() -> None:
     header = PlanHeader.of(rtx(mask=4 | 8 | 16))
     assert (header.size, header.version) == (71, "1.7.1.116")
     assert header.compute_capabilities == {"SM86", "SM89", "SM120"}
+
+
+def test_only_files_of_our_own_naming_are_others(tmp_path: Path) -> None:
+    kept, old = stored(tmp_path), stored(tmp_path, replace(TARGET, driver="1"))
+    cut = tmp_path / f".{old.path.name}.new"
+    cut.write_bytes(b"cut short")
+    (tmp_path / "notes.txt").write_text("somebody else's")
+    (tmp_path / "lost.new").write_bytes(b"")
+    (tmp_path / "a.plan").mkdir()
+    (tmp_path / "b.json").symlink_to(tmp_path / "notes.txt")
+    assert others(tmp_path, [kept.key]) == [beside(old), cut, old.path]
