@@ -10,7 +10,7 @@ from appliance.imaging import outputs
 from appliance.imaging.components import Part, parts
 from appliance.imaging.film import Film
 from appliance.imaging.grid import Float
-from appliance.imaging.outputs import Outputs, Said, given, nonsense
+from appliance.imaging.outputs import Outputs, Said, given, listed, nonsense
 from appliance.imaging.preprocess import ModelImage
 from appliance.model import Finding
 
@@ -44,7 +44,7 @@ def heat_map(op: HeatMap, labels: Mapping[str, Label], film: Film, image: ModelI
         ]
     findings.sort(key=lambda finding: -finding.score)
     measures = {name: round(float(score), 4) for name, score in zip(op.labels, scores, strict=True)}
-    return Said(findings=tuple(findings[: op.max_findings]), measures=measures)
+    return Said(findings=listed(findings, op.max_findings), measures=measures)
 
 
 def _at_the_peak(share: float, values: Float, film: Film, image: ModelImage) -> Box:

@@ -58,6 +58,12 @@ def test_regions_are_clipped_to_the_film_and_dropped_beside_it(film: Film) -> No
     assert [finding.box for finding in found.findings] == [(100, 0, 125, 25)]
 
 
+def test_many_regions_of_one_label_push_no_other_out(film: Film) -> None:
+    cells = [(0, row, column, 0.9) for row in (2, 4) for column in (0, 2, 4, 6)]
+    found = said(film, OP | {"max_findings": 3}, maps(*cells, (1, 3, 3, 0.8))).findings
+    assert [finding.label for finding in found] == ["opacity", "opacity", "device"]
+
+
 def test_a_coarse_map_and_a_fine_one_are_spread_alike(film: Film) -> None:
     coarse, fine = np.zeros((1, 2, 4, 4), np.float32), np.zeros((1, 2, 40, 80), np.float32)
     coarse[0, 0, 1, 1], fine[0, 0, 10:20, 20:40] = 0.9, 0.9

@@ -352,6 +352,6 @@ def test_many_boxes_of_many_patches_stay_few() -> None:
     )
     op = SlidingWindow(op="sliding_window", size=(8, 8, 8))
     answers = patches.ask(op, declared, Loaded(noise), question).outputs
-    assert 500 <= len(answers["b"]) == len(answers["s"]) <= 1000
+    assert 500 <= len(answers["b"]) == len(answers["s"]) <= 2000  # 1000 of each label
     assert answers["b"][:, 3].max() > 14
     assert answers["s"].max(axis=1).min() > 0.9
