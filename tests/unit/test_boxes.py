@@ -82,8 +82,8 @@ def test_overlapping_boxes_of_one_label_are_one_finding_and_of_two_labels_two(fi
     assert [(f.label, f.score, f.box[0]) for f in found] == [("hernia", 0.9, 48), ("device", 0.85, 48)]
     found = said(film, TWO | {"iou": 0.7}, b=places, s=scores).findings
     assert [(f.label, f.score) for f in found] == [("hernia", 0.9), ("device", 0.85), ("hernia", 0.7)]
-    found = said(film, TWO | {"iou": 0.7, "max_findings": 1}, b=places, s=scores)
-    assert ([f.label for f in found.findings], found.measures) == (["hernia", "device"], {"boxes": 3.0})
+    bounded = said(film, TWO | {"iou": 0.7, "max_findings": 1}, b=places, s=scores)
+    assert ([f.label for f in bounded.findings], bounded.measures) == (["hernia", "device"], {"boxes": 3.0})
 
 
 def test_classes_are_numbers_of_labels_and_padding_is_not_looked_at(film: Film) -> None:
