@@ -7,11 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from enum import StrEnum
+from math import prod
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from appliance.engine_ops import (
+    MAX_ELEMENTS,
     CropToMask,
     LabelScores,
     LesionCandidates,
@@ -326,6 +328,10 @@ def _unfit_for_patches(manifest: Manifest, op: SlidingWindow, number: int) -> It
     last = manifest.postprocess
     if manifest.scope is not Scope.SERIES:
         yield ("preprocess", number), "sliding_window works on a volume, and the scope is instance"
+    count = max((len(one.mean) for one in manifest.preprocess if isinstance(one, Normalise)), default=1)
+    if prod(op.size) * count > MAX_ELEMENTS:
+        words = f"a patch of {list(op.size)} and {count} channels is too large; the most is {MAX_ELEMENTS} elements"
+        yield ("preprocess", number, "size"), words
     if not last.joined or (isinstance(last, Segmentation) and last.kind == "classes"):
         yield ("postprocess",), f"{last.op} cannot be put together from answers to patches"
     for key, tensors, names in (

@@ -25,6 +25,8 @@ Region = tuple[Fraction, Fraction, Fraction, Fraction]
 #: Declared outputs by name; -1 is any length.
 Shapes = Mapping[str, tuple[int, ...]]
 
+MAX_ELEMENTS = 2**24  #: of what a model gets in one run: 64 MB, all channels of the image; each mask
+
 
 class ManifestPart(BaseModel):
     """Base of everything in a manifest: immutable; unknown keys, NaN and infinity are errors."""

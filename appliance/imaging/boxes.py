@@ -14,14 +14,14 @@ from appliance.engine_manifest import Label
 from appliance.engine_ops import Boxes, Boxes3D, BoxOutputs
 from appliance.imaging import outputs
 from appliance.imaging.film import Film
-from appliance.imaging.outputs import Outputs, Said, given, nonsense
+from appliance.imaging.outputs import Outputs, Said, given, listed, nonsense
 from appliance.imaging.preprocess import ModelImage
 from appliance.imaging.volume import Volume
 from appliance.model import Finding
 
 MOST_BOXES = 100_000  #: that a model may answer
 MOST_SCORES = 2**23  #: of all boxes and labels
-MOST_CANDIDATES = 1000  #: above their threshold, best first, that are compared with each other
+MOST_CANDIDATES = 1000  #: above their threshold, best first, that are compared with each other, of each label
 LEAST_SIDE = 0.02  #: of a pixel or slice: what is thinner has no two edges in the two decimals of a finding
 
 #: (count, 2, axes): the least and the greatest corner of each box, as edges, in the order of the image's axes.
@@ -74,7 +74,7 @@ def boxes_3d(op: Boxes3D, labels: Mapping[str, Label], volume: Volume, image: Mo
 
 def _said(op: BoxOutputs, findings: list[Finding]) -> Said:
     """The measure is of all that stayed: more than `max_findings` may have."""
-    return Said(findings=tuple(findings[: op.max_findings]), measures={"boxes": float(len(findings))})
+    return Said(findings=listed(findings, op.max_findings), measures={"boxes": float(len(findings))})
 
 
 def suppressed(corners: Corners, scores: NDArray[np.float32], iou: float) -> list[int]:
@@ -104,7 +104,7 @@ def _kept(op: BoxOutputs, found: _Found, corners: Corners, shape: tuple[int, ...
 
 
 class Union:
-    """The boxes of many patches of one volume, as if one run had answered them all; at most `MOST_CANDIDATES`."""
+    """The boxes of many patches of one volume, as if one run had answered them all; of a label `MOST_CANDIDATES`."""
 
     def __init__(self, op: Boxes3D, labels: Mapping[str, Label]) -> None:
         self._op, self._labels = op, labels
@@ -170,7 +170,7 @@ def _found(op: BoxOutputs, labels: Mapping[str, Label], answers: Outputs) -> _Fo
 def _candidates(
     op: BoxOutputs, labels: Mapping[str, Label], listed: _Listed
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Which box, and for which label: the best above their label's threshold, best first. Raises RuntimeFailed."""
+    """Which box, and for which label: the best of each above its threshold, best first. Raises RuntimeFailed."""
     scores, classes = listed.scores, listed.classes
     thresholds = np.array([labels[name].threshold for name in op.labels], np.float32)
     if classes is None:
@@ -182,8 +182,18 @@ def _candidates(
             raise nonsense(f"{op.classes} names classes that are none of {len(op.labels)} labels")
         rows = rows[scores[rows, 0] >= thresholds[classes[rows]]]
         columns, own = classes[rows], scores[rows, 0]
-    best = np.argsort(-own, kind="stable")[:MOST_CANDIDATES]
+    best = _best_of_each(columns, own, len(op.labels))
     return rows[best], columns[best]
+
+
+def _best_of_each(labels: NDArray[np.intp], scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Which are the best of their label, best first: so many of each of `count` labels that all may be listed again."""
+    most = min(MOST_CANDIDATES, MOST_BOXES // count, MOST_SCORES // count**2)
+    order = np.lexsort((-scores, labels))
+    by_label = labels[order]
+    rank = np.arange(order.size) - np.searchsorted(by_label, by_label)
+    chosen = np.sort(order[rank < most])
+    return chosen[np.argsort(-scores[chosen], kind="stable")]
 
 
 def _read(op: BoxOutputs, answers: Outputs) -> _Listed:

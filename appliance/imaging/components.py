@@ -21,7 +21,8 @@ class Part:
 def parts(marked: Mask, most: int, values: NDArray[np.float32] | None = None) -> list[Part]:
     """The `most` parts with the greatest value in them, or, without `values`, the largest; heaviest first.
 
-    Elements that share a side are of one part. Noise of a million parts costs one array of labels (int32), no more.
+    Elements that share a side are of one part. At its peak it takes about 13 bytes for each
+    element, `marked` included.
     """
     labels, count = ndimage.label(marked)
     if not count:

@@ -115,6 +115,8 @@ def _alike(one: Finding, other: Finding) -> bool:
     if (one.label, one.laterality) != (other.label, other.laterality):
         return False
     if one.centre_mm is None or other.centre_mm is None:
+        if one.box == other.box:  # whatever their area
+            return True
         boxes = np.array([one.box, other.box]).reshape(2, 2, 2)
         return len(suppressed(boxes, np.zeros(2, np.float32), SAME_BOX)) == 1
     return bool(np.linalg.norm(np.subtract(one.centre_mm, other.centre_mm)) <= SAME_PLACE_MM)

@@ -7,10 +7,11 @@ import numpy as np
 from appliance.engine_manifest import Label
 from appliance.engine_ops import HeatMap
 from appliance.imaging import outputs
+from appliance.imaging.boxes import LEAST_SIDE
 from appliance.imaging.components import Part, parts
 from appliance.imaging.film import Film
 from appliance.imaging.grid import Float
-from appliance.imaging.outputs import Outputs, Said, given, nonsense
+from appliance.imaging.outputs import Outputs, Said, given, listed, nonsense
 from appliance.imaging.preprocess import ModelImage
 from appliance.model import Finding
 
@@ -44,7 +45,7 @@ def heat_map(op: HeatMap, labels: Mapping[str, Label], film: Film, image: ModelI
         ]
     findings.sort(key=lambda finding: -finding.score)
     measures = {name: round(float(score), 4) for name, score in zip(op.labels, scores, strict=True)}
-    return Said(findings=tuple(findings[: op.max_findings]), measures=measures)
+    return Said(findings=listed(findings, op.max_findings), measures=measures)
 
 
 def _at_the_peak(share: float, values: Float, film: Film, image: ModelImage) -> Box:
@@ -67,6 +68,6 @@ def _box(part: Part, values: Float, film: Film, image: ModelImage) -> Box | None
     cells = np.array([[side.start for side in part.window], [side.stop for side in part.window]])
     low, high = image.grid.edges_to_source(cells * np.divide(image.image.shape, values.shape))
     (top, left), (bottom, right) = np.clip((low, high), 0, film.image.shape)
-    if bottom <= top or right <= left:
+    if min(bottom - top, right - left) <= LEAST_SIDE:  # in the padding alone, but for a rounding error
         return None
     return (round(float(left), 2), round(float(top), 2), round(float(right), 2), round(float(bottom), 2))

@@ -3,7 +3,7 @@
 A model that answers nonsense gives RuntimeFailed and no finding at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,20 @@ class Said:
 
     findings: tuple[Finding, ...]
     measures: dict[str, float]
+
+
+def listed(findings: Sequence[Finding], most: int) -> tuple[Finding, ...]:
+    """The first of each label, then as many others as make up `most`, in the order that they came in.
+
+    No label pushes another out: of more labels than `most` each has its first all the same.
+    """
+    firsts: dict[str, int] = {}
+    for number, finding in enumerate(findings):
+        firsts.setdefault(finding.label, number)
+    chosen = set(firsts.values())
+    others = [number for number in range(len(findings)) if number not in chosen]
+    chosen.update(others[: max(0, most - len(chosen))])
+    return tuple(findings[number] for number in sorted(chosen))
 
 
 def nonsense(what: str) -> RuntimeFailed:

@@ -56,7 +56,7 @@ def sliding_window(manifest: Manifest) -> SlidingWindow | None:
 def ask(op: SlidingWindow, manifest: Manifest, loaded: LoadedEngine, question: Question) -> Answer:
     """Run the model on every patch. Raises what `infer` does, RuntimeFailed for nonsense, CannotAnalyse(UNSUITABLE).
 
-    Of outputs that lie within a range, so do the joined ones.
+    Of outputs that lie within a range, so do the joined ones. An engine that answers nonsense is told of its doubt.
     """
     until = time.monotonic() + question.deadline_s
     whole = next(iter(question.inputs.values())).shape[2:]
@@ -81,7 +81,11 @@ def ask(op: SlidingWindow, manifest: Manifest, loaded: LoadedEngine, question: Q
         run_ms += loaded.last_run_ms
         if loaded.degraded:
             slow, degraded = slow + 1, loaded.degraded
-        joined.add(answers, place)
+        try:
+            joined.add(answers, place)
+        except RuntimeFailed as error:
+            loaded.doubt(str(error))
+            raise
     if 0 < slow < count:
         degraded = f"{slow} of {count} patches: {degraded}"
     return Answer(outputs=joined.whole(), run_ms=run_ms, degraded=degraded)

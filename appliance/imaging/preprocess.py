@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.engine_ops import (
+    MAX_ELEMENTS,
     CropToMask,
     Letterbox,
     LungHull,
@@ -28,7 +29,6 @@ from appliance.imaging.lungs import lung_hull
 from appliance.model import Reason
 
 MAX_RESAMPLED = 2**26  #: elements, before anything is cut away
-MAX_ELEMENTS = 2**24  #: of what a model gets in one run: 64 MB, all channels of the image; each mask
 MAX_IN_PATCHES = 2**25  #: of what it gets patch by patch
 
 

@@ -11,7 +11,7 @@ from appliance.imaging import outputs
 from appliance.imaging.components import Mask, Part, parts
 from appliance.imaging.grid import Float, Grid
 from appliance.imaging.measure import axes
-from appliance.imaging.outputs import Outputs, Said, nonsense
+from appliance.imaging.outputs import Outputs, Said, listed, nonsense
 from appliance.imaging.preprocess import ModelImage
 from appliance.imaging.volume import Volume
 from appliance.model import Finding
@@ -37,7 +37,7 @@ def segmentation(
                 score = 1.0 if scores is None else round(float(scores[part.window][part.mask].max()), 4)
                 findings.append(_finding(name, score, part, grid, volume))
     findings.sort(key=lambda finding: -(finding.volume_mm3 or 0.0))
-    return Said(findings=tuple(findings[: op.max_findings]), measures=measures)
+    return Said(findings=listed(findings, op.max_findings), measures=measures)
 
 
 def _marked(

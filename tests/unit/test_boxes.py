@@ -82,8 +82,8 @@ def test_overlapping_boxes_of_one_label_are_one_finding_and_of_two_labels_two(fi
     assert [(f.label, f.score, f.box[0]) for f in found] == [("hernia", 0.9, 48), ("device", 0.85, 48)]
     found = said(film, TWO | {"iou": 0.7}, b=places, s=scores).findings
     assert [(f.label, f.score) for f in found] == [("hernia", 0.9), ("device", 0.85), ("hernia", 0.7)]
-    bounded = said(film, TWO | {"max_findings": 1}, b=places, s=scores)
-    assert (len(bounded.findings), bounded.measures) == (1, {"boxes": 2.0})
+    bounded = said(film, TWO | {"iou": 0.7, "max_findings": 1}, b=places, s=scores)
+    assert ([f.label for f in bounded.findings], bounded.measures) == (["hernia", "device"], {"boxes": 3.0})
 
 
 def test_classes_are_numbers_of_labels_and_padding_is_not_looked_at(film: Film) -> None:
@@ -131,6 +131,29 @@ def test_many_boxes_cost_little(film: Film) -> None:
     found = said(film, ONE | {"max_findings": 50}, b=f32(places), s=f32(rng.uniform(0.5, 1, 100_000))).findings
     assert len(found) == 50
     assert min(finding.score for finding in found) > 0.99  # only the best thousand are looked at
+
+
+@pytest.mark.parametrize("count", [999, 5000])
+def test_many_boxes_of_one_label_push_no_other_out(film: Film, count: int) -> None:
+    """Neither before overlapping ones are thinned out nor after."""
+    places = f32([[1, 15, 9, 25]] + [[x, 15, x + 0.1, 16] for x in np.linspace(10, 45, count)])
+    classes = np.array([1] + [0] * count)
+    scores = f32([0.81] + [0.95] * count)
+    found = said(film, TWO | {"classes": "c"}, b=places, s=scores, c=classes).findings
+    assert ([f.label for f in found[:-1]], found[-1].label) == (["hernia"] * 9, "device")
+    each = np.zeros((count + 1, 2), np.float32)
+    each[np.arange(count + 1), classes] = scores
+    assert said(film, TWO, b=places, s=each).findings == found
+
+
+def test_as_many_of_each_label_are_looked_at_as_may_be_listed_again() -> None:
+    rng = np.random.default_rng(3)
+    labels, scores = rng.integers(0, 256, 200_000), rng.random(200_000, np.float32)
+    best = boxes._best_of_each(labels, scores, 256)
+    assert best.size == 256 * 128
+    assert best.size * 256 <= boxes.MOST_SCORES
+    assert (np.diff(scores[best]) <= 0).all()
+    assert set(best[labels[best] == 7]) == set(sorted(np.flatnonzero(labels == 7), key=lambda n: -scores[n])[:128])
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(32, 2048), st.tuples(*[st.floats(0, 1)] * 2))

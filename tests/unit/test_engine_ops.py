@@ -154,6 +154,22 @@ def test_what_fits_together_has_no_fault(data: dict[str, Any]) -> None:
             "preprocess.0: sliding_window works on a volume, and the scope is instance",
         ),
         (
+            volume_engine(
+                preprocess=[SLIDING | {"size": [512, 256, 129]}],
+                inputs=[tensor("volume", 1, 1, 512, 256, 129)],
+                outputs=[tensor("p", 1, 2, 512, 256, 129)],
+            ),
+            "preprocess.0.size: a patch of [512, 256, 129] and 1 channels is too large; the most is 16777216 elements",
+        ),
+        (
+            volume_engine(
+                preprocess=[{"op": "normalise", **TWO}, SLIDING | {"size": [256, 256, 129]}],
+                inputs=[tensor("volume", 1, 3, 256, 256, 129)],
+                outputs=[tensor("p", 1, 2, 256, 256, 129)],
+            ),
+            "preprocess.1.size: a patch of [256, 256, 129] and 3 channels is too large; the most is 16777216 elements",
+        ),
+        (
             volume_engine(inputs=[tensor("volume", 1, 1, -1, 24, 32)]),
             "inputs.0.shape: volume has the shape [1, 1, -1, 24, 32], no patch of [16, 24, 32]",
         ),

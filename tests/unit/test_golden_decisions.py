@@ -5,6 +5,7 @@ import pytest
 
 from appliance.engine_package import EnginePackage
 from appliance.imaging import golden
+from appliance.model import Finding
 from tests.strangers import Network, write_package
 
 
@@ -51,6 +52,11 @@ def test_boxes_that_nearly_lie_on_each_other_are_one_decision(package: EnginePac
     assert not golden._same(one, decided(package, [4, 4, 24, 18.9]))
     assert not golden._same(one, decided(package, [4, 4, 24, 24], score=0.4))
     assert not golden._same(one, decided(package, [float("nan"), 4, 24, 24]))
+
+
+def test_equal_boxes_are_one_decision_though_they_have_no_area() -> None:
+    one = (Finding(label="clip", score=0.8, sop_instance_uid="1.2", box=(4.0, 4.0, 4.0, 24.0)),)
+    assert golden._same(one, tuple(one))
 
 
 def test_an_input_of_other_channels_is_no_case_of_the_engine(package: EnginePackage) -> None:

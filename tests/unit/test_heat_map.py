@@ -1,5 +1,6 @@
 """Maps over a film: regions, their boxes in the film, and what a classifier decides about them."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,22 @@ def test_regions_are_clipped_to_the_film_and_dropped_beside_it(film: Film) -> No
     """Rows 0 and 1 of the map lie above the film, 2 to 5 on it."""
     found = said(film, OP, maps((0, 0, 0, 0.9), (0, 1, 4, 0.7), (0, 2, 4, 0.7)))
     assert [finding.box for finding in found.findings] == [(100, 0, 125, 25)]
+
+
+def test_a_region_in_the_padding_alone_is_none_though_rounding_lets_it_touch_the_film(tmp_path: Path) -> None:
+    """The film ends 2.8e-14 pixels after the first row of the map below it begins."""
+    wide = read_film_of(tmp_path, 86, 301)
+    image = preprocess.run([Letterbox(op="letterbox", size=96)], wide.image, (1.0, 1.0))
+    values = np.zeros((1, 2, 14, 14), np.float32)
+    values[0, 0, 9:11, 4] = 0.9
+    op = HeatMap.model_validate(OP)
+    assert heat_map.heat_map(op, LABELS, wide, image, {"m": values}).findings == ()
+
+
+def test_many_regions_of_one_label_push_no_other_out(film: Film) -> None:
+    cells = [(0, row, column, 0.9) for row in (2, 4) for column in (0, 2, 4, 6)]
+    found = said(film, OP | {"max_findings": 3}, maps(*cells, (1, 3, 3, 0.8))).findings
+    assert [finding.label for finding in found] == ["opacity", "opacity", "device"]
 
 
 def test_a_coarse_map_and_a_fine_one_are_spread_alike(film: Film) -> None:

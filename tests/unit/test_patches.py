@@ -45,6 +45,7 @@ class Loaded:
     degraded: str = ""
     plan_sha256: str = ""
     last_run_ms: float = 2.0
+    doubts: list[str] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     left_s: list[float] = field(default_factory=list)
 
@@ -60,7 +61,7 @@ class Loaded:
         return self.answer(inputs)
 
     def doubt(self, why: str) -> None:
-        raise AssertionError(why)
+        self.doubts.append(why)
 
     def close(self) -> None:
         return
@@ -238,6 +239,7 @@ def test_nonsense_in_one_patch_does_not_hide_in_the_mean(bad: Array, words: str)
         ask(random((20, 8, 8)), loaded, overlap=0.5)
     assert caught.value.reason == Reason.ENGINE_FAILED
     assert len(loaded.shapes) == 2
+    assert loaded.doubts == [str(caught.value)]
 
 
 def test_no_output_is_nonsense() -> None:
@@ -352,6 +354,6 @@ def test_many_boxes_of_many_patches_stay_few() -> None:
     )
     op = SlidingWindow(op="sliding_window", size=(8, 8, 8))
     answers = patches.ask(op, declared, Loaded(noise), question).outputs
-    assert 500 <= len(answers["b"]) == len(answers["s"]) <= 1000
+    assert 500 <= len(answers["b"]) == len(answers["s"]) <= 2000  # 1000 of each label
     assert answers["b"][:, 3].max() > 14
-    assert answers["s"].max(axis=1).min() > 0.9
+    assert answers["s"].max(axis=1).min() > 0.88  # the best 1000 of 9000 of a label begin at 8/9

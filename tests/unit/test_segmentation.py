@@ -83,8 +83,14 @@ def test_the_largest_comes_first_and_small_ones_are_left_out(volume: Volume) -> 
     assert [f.score for f in found] == [0.4, 0.5, 1]
     assert [f.volume_mm3 for f in said(volume, OP | {"min_ml": 0.08}, answer).findings] == [90, 80]
     assert [f.volume_mm3 for f in said(volume, OP | {"largest_only": True}, answer).findings] == [90, 80]
-    assert [f.volume_mm3 for f in said(volume, OP | {"max_findings": 1}, answer).findings] == [90]
+    assert [f.volume_mm3 for f in said(volume, OP | {"max_findings": 1}, answer).findings] == [90, 80]
     assert said(volume, OP | {"min_ml": 1.0}, answer).measures == {"blood_ml": 0.08, "oedema_ml": 0.09}
+
+
+def test_large_parts_of_one_label_push_no_other_out(volume: Volume) -> None:
+    rows = [(0, (slice(0, 2), slice(row, row + 2), slice(0, 40)), 0.9) for row in range(0, 39, 3)]
+    found = said(volume, OP, marked(*rows, (1, (slice(8, 9), slice(4, 6), slice(4, 6)), 0.5))).findings
+    assert [finding.label for finding in found] == ["blood"] * 9 + ["oedema"]
 
 
 def test_a_channel_of_background_is_no_label(volume: Volume) -> None:

@@ -86,7 +86,7 @@ def test_boxes_of_films(film: Film, b: NDArray[Any], s: NDArray[Any], c: NDArray
         fractions=fractions, layout=layout,
     )  # fmt: skip
     image = preprocess.run([Letterbox(op="letterbox", size=32)], film.image, (1.0, 1.0))
-    answers = {"b": b, "s": s if c is None else s[..., 0] if s.ndim else s} | ({} if c is None else {"c": c})
+    answers = {"b": b, "s": s if c is None else s[..., 0] if s.ndim and s.size else s} | ({} if c is None else {"c": c})
     holds(partial(boxes.boxes, op, LABELS, film, image), answers, COLUMNS, ROWS)
 
 
