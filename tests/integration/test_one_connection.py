@@ -10,7 +10,6 @@ import pytest
 from appliance.runtimes.one_connection import OneConnection
 from tests.waiting import eventually
 
-
 #: Its sockets are open as long as its process, which is a child that does nothing else.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
