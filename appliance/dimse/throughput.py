@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 UNSENT_S = 0.2  # bytes that wait in the socket are worth no more, once the line is known
-PIECE_S = 0.1  # nor is what is handed over at a time
+PIECE_S = 0.1  # of them, what is handed over at a time
 FIRST_PIECE = 1 << 16  # bytes, until something was measured
 LEAST_PIECE, MOST_PIECE = 1 << 12, 1 << 18
 WINDOW_S, WINDOW_BYTES = 0.05, 4 << 20  # of one measurement
@@ -78,7 +78,7 @@ class Meter:
         self._limited = False
         self._settled: Counts | None = None  # when it was
         self.bytes_s = bytes_s  #: 0: not known yet
-        self._let_wait(max(LEAST_PIECE, int(bytes_s * UNSENT_S)) if bytes_s else 2 * FIRST_PIECE)
+        self._let_wait(bytes_s)
         self.round_trip_s = self._last.round_trip_s if self._last is not None else 0.0
 
     @property
@@ -137,7 +137,7 @@ class Meter:
 
     def _limit(self) -> None:
         """Bound what waits: unsent bytes, and where the line is thin those in its queues, too."""
-        self._let_wait(max(LEAST_PIECE, int(self.bytes_s * UNSENT_S)))
+        self._let_wait(self.bytes_s)
         buffer = int(self.bytes_s * (self.round_trip_s + UNSENT_S))
         if buffer <= MOST_SET_BUFFER:
             self._set_buffer(max(LEAST_PIECE, buffer))
@@ -153,7 +153,9 @@ class Meter:
         with suppress(OSError):
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
-    def _let_wait(self, unsent: int) -> None:
+    def _let_wait(self, bytes_s: float) -> None:
+        """Another piece is handed over as soon as no more than this is unsent: they are bounded together."""
+        unsent = max(LEAST_PIECE, int(bytes_s * (UNSENT_S - PIECE_S))) if bytes_s else FIRST_PIECE
         with suppress(OSError):
             self._connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, unsent)
 

@@ -239,6 +239,23 @@ def test_an_association_for_results_stays_open_while_an_image_is_under_way_and_n
     assert site.once_each()
 
 
+@pytest.mark.promise("P7")
+def test_for_an_urgent_report_one_association_is_opened_beside_the_images(site: Site) -> None:
+    image = site.owe(Urgency.IMAGE, LONG)
+    lane = site.lane(associations=1)
+    with running(lane):
+        eventually(lambda: site.line.open_now)
+        for _ in range(3):
+            urgent = site.owe(Urgency.URGENT_SR, 20 * KB, SR)
+            lane.wake()
+            eventually(partial(site.has, urgent), RESULT_S, "the urgent report is there")
+        assert not site.has(image)
+        assert len({number for number, _ in site.line.carried}) == 2
+        site.line.bytes_s = 1e9
+        eventually(site.is_whole, ALL_S, "all is there")
+    assert site.once_each()
+
+
 def test_a_pacs_that_lets_a_second_association_wait_holds_no_result_back(site: Site) -> None:
     """One at a time, and the next one waits in its backlog: the lane's own takes the result between two images."""
     with Turnstile(site.pacs.port) as turnstile:

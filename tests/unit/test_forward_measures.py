@@ -10,7 +10,14 @@ from appliance.errors import TransientDeliveryError
 from appliance.model import Delivery, Urgency
 from appliance.stages.forward.gauge import FIRST_LOOK, REFUSED_S, TRY_AGAIN_S, Gauge
 from appliance.stages.forward.timetable import Hours, Paced, Timetable
-from appliance.stages.forward.turns import KEEP_ALIVE_BYTES, KEEP_ALIVE_S, LINE_TAKEN_S, UNKNOWN_TAKES_S, Turns
+from appliance.stages.forward.turns import (
+    KEEP_ALIVE_BYTES,
+    KEEP_ALIVE_S,
+    LINE_TAKEN_S,
+    OPENING_S,
+    UNKNOWN_TAKES_S,
+    Turns,
+)
 
 NIGHT = Hours(first=19 * 60, end=7 * 60)
 DAY = Hours(first=7 * 60, end=19 * 60)
@@ -220,6 +227,23 @@ def test_an_urgent_report_passes_a_large_result() -> None:
             assert turns._wait_s(RESULT) == pytest.approx(UNKNOWN_TAKES_S)
         assert turns._wait_s(RESULT) == 0
         assert result(PIECE) == PIECE
+
+
+@pytest.mark.promise("P7")
+def test_images_stop_while_an_association_for_a_result_is_opened_but_not_for_long() -> None:
+    hand = Hand()
+    turns = Turns(Timetable(), now=hand)
+    with turns.turn(IMAGE) as image:
+        with turns.comes(RESULT):
+            assert turns._wait_s(IMAGE) == pytest.approx(OPENING_S)
+            assert turns._wait_s(URGENT) == 0
+            with turns.turn(RESULT) as result:
+                assert result(PIECE) == PIECE
+            hand.now += OPENING_S
+            assert image(PIECE) == PIECE
+        with turns.comes(URGENT):
+            assert turns._wait_s(RESULT) == pytest.approx(OPENING_S)
+        assert turns._wait_s(IMAGE) == 0
 
 
 class Hand:

@@ -26,6 +26,7 @@ class _Express:
         self.least = least
         self.due = threading.Event()  # there may be one, and something less urgent in its way
         self.looked_in_vain = True  # while nothing was in its way
+        self.busy = False  # with one, or with ending an association
 
 
 class Crew:
@@ -146,7 +147,9 @@ class Crew:
                 if express.due.wait(courier.pause_s()):
                     express.due.clear()
                     self._overtake(courier, express)
+                express.busy = True
                 courier.close_rested()  # woken or not: where images come in all the time, no second is quiet
+                express.busy = False
         finally:
             courier.close()
 
@@ -158,16 +161,33 @@ class Crew:
                 break
             express.looked_in_vain = False
             due = self._of_desk(self._bag.desk.peek, express.least)
-            if due is None or not self._opens(courier, due):
+            if due is None or self._is_for_another(express, due):
                 break
-            delivery = self._of_desk(self._bag.desk.claim, express.least)
-            if delivery is None:  # the lane's own has it, and may have to open another association for it
-                self._bag.note()
-                courier.close_unused()
-                return
-            if not self._carry(courier, delivery):
-                break
+            with self._bag.turns.comes(due):
+                if not self._opens(courier, due):
+                    break
+                delivery = self._of_desk(self._bag.desk.claim, express.least)
+                if delivery is None:  # the lane's own has it, and may have to open another association for it
+                    self._bag.note()
+                    courier.close_unused()
+                    return
+                if not self._carries(express, courier, delivery):
+                    break
         self._bag.note()
+
+    def _is_for_another(self, express: _Express, due: Delivery) -> bool:
+        """Whether one who carries but what is more urgent has its hands free for it: one association is enough."""
+        return any(due.urgency <= other.least < express.least and not other.busy for other in self._expresses)
+
+    def _carries(self, express: _Express, courier: Courier, delivery: Delivery) -> bool:
+        express.busy = True
+        for other in self._expresses:
+            if other is not express:  # what it left to this one, and what comes after it, is its own now
+                other.due.set()
+        try:
+            return self._carry(courier, delivery)
+        finally:
+            express.busy = False
 
     def _opens(self, courier: Courier, due: Delivery) -> bool:
         """Have the way before the claim: the lane's own may send it meanwhile, should this take long."""

@@ -23,6 +23,7 @@ STOP_WITHIN_S = 2.0  # what is nearly through when we are told to stop goes thro
 PACED_S = 0.1  # of a pace that are sent at a time
 LINE_TAKEN_S = 1.0  # by a piece that takes long; then its sender waits for something else
 LONG_S = 0.02  # by the goodput; what is quicker is gone before anything else could be in its way
+OPENING_S = 1.0  # a PACS may take its time to let us in
 UNKNOWN_TAKES_S = 0.3  # where nothing is known of the line
 
 
@@ -62,6 +63,22 @@ class Turns:
 
     def images_may_go(self) -> bool:
         return self._timetable.images_may_go()
+
+    @contextmanager
+    def comes(self, delivery: Delivery) -> Iterator[None]:
+        """While an association for it is opened: what is less urgent stops meanwhile, for OPENING_S at most, or each of
+        its round trips would have to pass what is on the line.
+        """
+        level = _level(delivery.urgency)
+        with self._changed:
+            self._under_way[level] += 1
+            self._taken_until[level] = max(self._taken_until.get(level, 0.0), self._now() + OPENING_S)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._under_way[level] -= 1
+                self._changed.notify_all()
 
     @contextmanager
     def turn(self, delivery: Delivery, bytes_s: Callable[[], float] = lambda: 0.0) -> Iterator[Turn]:
