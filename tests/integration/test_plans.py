@@ -266,6 +266,25 @@ def test_another_driver_and_the_processor_serves_until_the_plan_is_built_anew(si
     assert site.builder.built == 2
 
 
+@pytest.mark.promise("P8")
+def test_a_budget_of_the_gpu_s_memory_that_is_lowered_has_a_plan_built_anew_one_that_is_raised_has_not(
+    site: Site,
+) -> None:
+    site.activated()
+    site.builder.machine = replace(MACHINE, workspace_mb=300)
+    engine = site.start()
+    check(engine, degraded="stale: workspace_mb was 1024, is 300 (analyse.gpu_memory_mb allows no more); it is built")
+    site.rest()
+    plan = site.verified_plan
+    check(engine, on_plan=plan)
+    site.builder.machine = replace(MACHINE, workspace_mb=512)
+    check(site.start(), on_plan=plan)
+    assert site.team is not None
+    site.team.tend(never)
+    assert (site.builder.built, site.history("analyse")) == (2, ["build", "verify", "plans_removed"])
+    assert site.verified().plan_sha256 == plan
+
+
 @pytest.mark.promise("P7")
 def test_a_build_gives_way_to_studies_but_not_for_ever(site: Site) -> None:
     site.activated()
