@@ -1,4 +1,4 @@
-"""What a release of an engine has said and nobody was told of yet: without its manifest no result can be built of it."""
+"""What a release of an engine said and nobody was told of yet: without its manifest no result can be built."""
 
 from appliance import engine_package
 from appliance.cli.opening import open_journal
