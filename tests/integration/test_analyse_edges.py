@@ -290,7 +290,11 @@ def test_what_runs_in_shadow_has_its_turn_once_half_its_time_has_passed_though_o
     ran: list[str] = []
 
     def answering(letter: str, scores: Array) -> Fake:
-        return Fake(lambda: ran.append(letter) or scores)
+        def answer() -> Array:
+            ran.append(letter)
+            return scores
+
+        return Fake(answer)
 
     fakes = {sent.key: answering("a", NOTHING), shadow.key: answering("s", np.zeros((1, 1), np.float32))}
     rig.inferrer = Inferrer(rig.desk, fakes, {}, rig.folder)
