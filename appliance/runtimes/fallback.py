@@ -66,6 +66,7 @@ class _Study:
     until: float
     runs: int = 0
     spent_s: float = 0.0  #: on what is preferred
+    last_run_s: float = 0.0  #: of it
     is_known_here: bool = False  #: the engine here was told of it
 
 
@@ -118,7 +119,9 @@ class WithFallback:
         if (wanted := self._wanted) is not None and not (why := self._why_not(wanted, inputs, study, deadline_s)):
             budget_s = self._budget(wanted, study, deadline_s)
             try:
-                return self._ask(wanted, inputs, Patience.of(wanted.kind, budget_s, cancelled))
+                outputs = self._ask(wanted, inputs, Patience.of(wanted.kind, budget_s, cancelled))
+                study.last_run_s = self.last_run_ms / 1000
+                return outputs
             except RuntimeCancelled:
                 self._hang_up()
                 raise
@@ -201,7 +204,7 @@ class WithFallback:
         """Why it is not even asked."""
         if self.wrong or self._monotonic() < self._rests_until:
             return self._fault
-        if self._budget(wanted, study, left_s) < LEAST_S:
+        if self._budget(wanted, study, left_s) < max(LEAST_S, study.last_run_s):  # it would be cut off in the middle
             return "it has used up its share of the study's time" if study.spent_s else "there is no time to ask it"
         size = sum(array.nbytes for array in inputs.values())
         if wanted.max_message_bytes is not None and size >= wanted.max_message_bytes:

@@ -182,11 +182,12 @@ class Inferrer:
 
     def _first(self, ready: Sequence[Job]) -> Job:
         """Of jobs, oldest first, the one that is run now."""
-        if (kept_waiting := self._kept_waiting(ready)) and self._sent_ran >= SENT_IN_A_ROW:
+        sent, kept_waiting = [job for job in ready if self._counts(job)], self._kept_waiting(ready)
+        if sent and kept_waiting and self._sent_ran >= SENT_IN_A_ROW:
             self._sent_ran = 0
             return kept_waiting
-        self._sent_ran = self._sent_ran + 1 if kept_waiting else 0
-        counting = [job for job in ready if self._counts(job)] or ready
+        self._sent_ran = self._sent_ran + 1 if sent and kept_waiting else 0
+        counting = sent or ready
         hurry = urgency.urgent(self._desk.journal, counting)
         urgent, others = ([job for job in counting if (job.id in hurry) is so] for so in (True, False))
         if urgent and (not others or self._urgent_ran < URGENT_IN_A_ROW):

@@ -450,6 +450,11 @@ def test_a_study_that_is_read_in_many_runs_gives_a_slow_server_one_share_of_its_
             assert "this box ran it instead: it has used up its share of the study's time" in engine.degraded
         in_front = WithFallback(engine._runtime, engine, None, clock)  # where nothing is preferred to it
         assert read_in_runs(in_front, clock, 6) == ["kserve"] * 3 + ["onnx"] * 3
+        assert read_in_runs(engine, clock, 1) == ["kserve"]
+        assert engine._study is not None
+        engine._study.last_run_s = 31.0  # more than the 20 s that are left to it: it would be cut off
+        engine.infer({"x": X}, 50.0)
+        assert (engine.runtime, engine._failures) == ("onnx", 0)
         engine.infer({"x": X}, 600.0)  # a run of its own
         assert engine.runtime == "kserve"
 
