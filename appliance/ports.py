@@ -225,6 +225,15 @@ class LoadedEngine(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class StudyBound(Protocol):
+    """What a LoadedEngine has besides, where it divides a study's time between several that may answer."""
+
+    def begin(self, deadline_s: float) -> None:
+        """A study begins, which has so many seconds altogether, in however many runs it is read."""
+        ...
+
+
 class Runtime(Protocol):
     """Something that runs engines (ONNX Runtime, TensorRT ...)."""
 

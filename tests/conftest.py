@@ -6,11 +6,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.journals import ClosedLater
 from tests.missing import missing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +40,13 @@ def real_data() -> Path:
     if not folder.is_dir():
         missing(f"no real cases at {folder}: set SCANSIDE_DATA")
     return folder
+
+
+@pytest.fixture
+def closed_later() -> Iterator[ClosedLater]:
+    """Takes journals that are to be closed with the test: from Python 3.13 on those that are not are told of."""
+    with ExitStack() as journals:
+        yield lambda journal: journals.enter_context(closing(journal))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Journals, arrivals and clocks for tests."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 TO_PACS = Owed(destination="pacs", urgency=Urgency.IMAGE)
+
+ClosedLater = Callable[[Journal], Journal]
 
 
 @dataclass

@@ -25,6 +25,7 @@ MACHINE = Target(
     profiles={},
     precision="model",
     flags=(),
+    workspace_mb=1024,
     builder="",
 )
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from appliance.cli.engine_debts import still_owed
 from appliance.cli.opening import (
     FAILED,
     ByOption,
     ConfigOption,
     JsonOption,
     load_config,
-    open_journal,
     person,
     ring,
     teaching,
@@ -26,7 +26,6 @@ from appliance.engine_store import leaving
 from appliance.engine_store.book import OFF
 from appliance.engine_store.store import Named
 from appliance.errors import EngineRefused
-from appliance.journal import jobs
 from appliance.wakeup import is_listening
 from appliance.wiring.common import MB
 from appliance.wiring.engine_work import Workshop, check_room, workshop
@@ -242,7 +241,7 @@ def remove(
     store, gone, stay = at.shop.store, dict[str, int](), list[str]()
     for named in leaving.old(store, engine_id) if old else [store.find(wanted)]:
         try:
-            gone[str(named)] = leaving.remove(store, named, at.shop.by, partial(_owed, at.config, named))
+            gone[str(named)] = leaving.remove(store, named, at.shop.by, partial(still_owed, at.config, store, named))
         except EngineRefused as error:
             if not old:
                 raise
@@ -256,15 +255,6 @@ def remove(
         output.line(f"Nothing of {engine_id} is old: `scanside engines list` shows what is there.")
     if stay:
         raise typer.Exit(FAILED)
-
-
-def _owed(config: Config, named: Named) -> str:
-    """Why its manifest is still needed: without it a result cannot be built."""
-    if not config.journal_path.exists():
-        return ""
-    key = f"{named.engine_id}@{named.release.rpartition('-')[0]}"
-    with open_journal(config) as journal:
-        return "results of it are still to be reported" if jobs.is_any_of(journal, key) else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

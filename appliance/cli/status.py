@@ -6,9 +6,11 @@ from typing import Any
 
 import typer
 
+from appliance.cli.attention import Attention, attentions
+from appliance.cli.attention.studies import awaited_words
 from appliance.cli.opening import FAILED, ConfigOption, JsonOption, config_path, load_config, teaching
 from appliance.cli.planner import Backlog, plan
-from appliance.cli.situation import Attention, Situation, attentions, awaited_words, look
+from appliance.cli.situation import Situation, look
 from appliance.cli.tables import Column, Output, plural, run_by, size_of, span_of
 from appliance.cli.unproven import unproven_words
 from appliance.config import Config, EngineMode

@@ -141,9 +141,16 @@ def unfinished(journal: Journal, *states: JobState) -> list[Job]:
     return [job_of(row) for row in rows]
 
 
-def is_any_of(journal: Journal, engine: str) -> bool:
-    """Whether something is still to be done for a job of this engine, id@version: to be run, or to be reported."""
-    return any(job.engine == engine for job in unfinished(journal, *UNFINISHED))
+def is_any_of(journal: Journal, engine: str, package_sha256: str, *, reads: bool) -> bool:
+    """Whether something is still to be reported that this package said; with `reads`, or to be said under its name.
+
+    `engine`: id@version, which several packages may have; an outcome names the one that it is of.
+    """
+    for job in unfinished(journal, *UNFINISHED):
+        said = job.outcome.engine.package_sha256 if job.outcome else ""
+        if job.engine == engine and (said == package_sha256 if said else reads):
+            return True
+    return False
 
 
 def is_any_due(journal: Journal) -> bool:

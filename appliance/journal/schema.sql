@@ -149,6 +149,7 @@ CREATE TABLE delivery (
 CREATE INDEX delivery_queued ON delivery (destination, urgency, id, size) WHERE state = 'queued';
 CREATE INDEX delivery_held ON delivery (destination, id, size) WHERE state = 'held';
 CREATE INDEX delivery_by_instance ON delivery (instance);
+CREATE INDEX delivery_urgent ON delivery (instance) WHERE urgency IN (0, 1, 3);   -- few; see urgency.py
 
 -- What a peer asked us to answer for (storage commitment, PS3.4 Annex J), and so our promise to report. Born: receive;
 -- never changed; owner: retain, which deletes it some days after it was reported.

@@ -11,7 +11,7 @@ import sqlite3
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -98,10 +98,11 @@ class Journal:
         self._readers: list[sqlite3.Connection] = []
         self._lock_fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            with self._exclusive():
-                self._writer = _connect(path)
+            with self._exclusive(), ExitStack() as undo:
+                self._writer = undo.enter_context(closing(_connect(path)))
                 _create(self._writer)
                 self.clock, self.identity = _clock(self._writer), _identity(self._writer)
+                undo.pop_all()
         except (sqlite3.Error, StoreFailed) as error:
             os.close(self._lock_fd)
             raise (_translated(error) if isinstance(error, sqlite3.Error) else error) from error
@@ -259,13 +260,16 @@ class Journal:
 
 def _connect(path: Path, busy_ms: int = BUSY_MS) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=busy_ms / 1000)
-    connection.row_factory = sqlite3.Row
-    if not connection.execute("PRAGMA page_count").fetchone()[0]:
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # later it would do nothing, in a durable transaction
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA wal_autocheckpoint=0")
-    connection.execute("PRAGMA cache_size=-4096")
+    with ExitStack() as undo:
+        undo.callback(connection.close)
+        connection.row_factory = sqlite3.Row
+        if not connection.execute("PRAGMA page_count").fetchone()[0]:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # later it would do nothing, in a durable transaction
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute("PRAGMA cache_size=-4096")
+        undo.pop_all()
     return connection
 
 

@@ -147,7 +147,8 @@ class TensorRtBuilder:
             system=_system(),
             profiles={one.name: (one.least, one.best, one.most) for one in model.ranges},
             precision=model.precision,
-            flags=(*_FLAGS, f"workspace_mb={self._settings.workspace_mb}"),
+            flags=_FLAGS,
+            workspace_mb=0 if library.endswith(plan_store.RTX) else self._settings.workspace_mb,  # see plan_build
             builder=hashlib.sha256(_CODE.read_bytes()).hexdigest(),
         )
         if self._settings.compute_capabilities:

@@ -1,10 +1,11 @@
 """An engine that something better runs while it can, and this box's processor otherwise: a server, or a plan on a GPU.
 
-Promises: what is preferred has a share of the deadline, and the engine here is left twice the time that it took lately,
-or four fifths of the deadline where that is less; then it is asked, whatever became of the other. What is preferred
-serves only after the engine's golden cases came out right in the very child that is used (P8), which may be a
-connection, and if its inputs and outputs are those of the manifest. What it answers is believed only if it is of the
-right kinds and shapes, and finite. Why it was not used is told by `degraded`, in one sentence.
+Promises: what is preferred has a share of a study's deadline, in however many runs the study is read. The engine here
+is left twice the time that it took lately for all that is still to come, or four fifths of the deadline where that is
+less; then it is asked, whatever became of the other. What is preferred serves only after the engine's golden cases came
+out right in the very child that is used (P8), which may be a connection, and if its inputs and outputs are those of the
+manifest. What it answers is believed only if it is of the right kinds and shapes, and finite. Why it was not used is
+told by `degraded`, in one sentence.
 
 Where it fails it is left alone for a while, longer each time; between two studies `tend` looks whether it is back.
 """
@@ -19,7 +20,7 @@ import numpy as np
 from appliance.backoff import backoff_s
 from appliance.errors import RuntimeCancelled, RuntimeFailed
 from appliance.model import Reason
-from appliance.ports import Array, LoadedEngine
+from appliance.ports import Array, LoadedEngine, StudyBound
 from appliance.runtimes.channel import Patience, TensorSpec
 from appliance.runtimes.process import ChildEngine, ChildRuntime
 
@@ -27,6 +28,7 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 5.0, 300.0
 LOCAL_MARGIN = 2.0  #: times the slowest of the last runs here, which are kept for the next one
 FADES = 0.8  #: of what was slow once, from run to run
 LEAST_SHARE, LEAST_S = 0.2, 1.0  #: of a deadline, for what is preferred however slow it is here; and worth asking for
+SLACK_S = 1.0  #: by which a run may seem to end after its study
 
 Cancelled = Callable[[], bool]
 
@@ -56,16 +58,39 @@ class Preferred:
     is_final: bool = False  #: once it is found wrong it is not asked again: it cannot be mended where it is
 
 
-class WithFallback:
-    """A ports.LoadedEngine over two: what is preferred, and the one of this box. Used by one thread."""
+@dataclass(slots=True, kw_only=True)
+class _Study:
+    """What is read in one run or in many."""
 
-    def __init__(self, runtime: ChildRuntime, local: LoadedEngine, wanted: Preferred | None = None) -> None:
+    deadline_s: float
+    until: float
+    runs: int = 0
+    spent_s: float = 0.0  #: on what is preferred
+    last_run_s: float = 0.0  #: of it
+    is_known_here: bool = False  #: the engine here was told of it
+
+
+class WithFallback:
+    """A ports.LoadedEngine and StudyBound over two: what is preferred, and the one of this box. Used by one thread.
+
+    A run that no study was begun for is one.
+    """
+
+    def __init__(
+        self,
+        runtime: ChildRuntime,
+        local: LoadedEngine,
+        wanted: Preferred | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Asks nobody yet; `local` is verified, and closed with this. `runtime` starts the child of what is preferred.
 
         None is preferred: then `local` runs it, and that is as it should be.
         """
-        self._runtime, self._local = runtime, local
+        self._runtime, self._local, self._monotonic = runtime, local, monotonic
         self._slowest_s = local.last_run_ms / 1000
+        self._study: _Study | None = None
+        self._runs = 1  # of a study, lately
         self._preferred: ChildEngine | None = None
         self._verified: int | None = None  # the child that the golden cases came through
         self.closed = False
@@ -88,28 +113,53 @@ class WithFallback:
 
     def infer(self, inputs: Mapping[str, Array], deadline_s: float, cancelled: Cancelled = _never) -> dict[str, Array]:
         """Run once, over there or here. Raises as the engine here does, and RuntimeCancelled."""
-        until = time.monotonic() + deadline_s
-        why = self._why
-        if (wanted := self._wanted) is not None and not (why := self._why_not(wanted, inputs, deadline_s)):
+        begun = self._monotonic()
+        study, why = self._study_of(begun, deadline_s), self._why
+        study.runs += 1
+        if (wanted := self._wanted) is not None and not (why := self._why_not(wanted, inputs, study, deadline_s)):
+            budget_s = self._budget(wanted, study, deadline_s)
             try:
-                return self._ask(wanted, inputs, Patience.of(wanted.kind, self._budget(wanted, deadline_s), cancelled))
+                outputs = self._ask(wanted, inputs, Patience.of(wanted.kind, budget_s, cancelled))
+                study.last_run_s = self.last_run_ms / 1000
+                return outputs
             except RuntimeCancelled:
                 self._hang_up()
                 raise
             except RuntimeFailed as error:
                 self._note(error)
                 why = str(error)
-        return self._infer_here(inputs, until, cancelled, why)
+            finally:
+                study.spent_s += self._monotonic() - begun
+        self._tell_here(study, begun + deadline_s)
+        return self._infer_here(inputs, begun + deadline_s, cancelled, why)
+
+    def begin(self, deadline_s: float) -> None:
+        """See ports.StudyBound."""
+        if self._study is not None:
+            self._runs = max(int(FADES * self._runs), self._study.runs, 1)
+        self._study = _Study(deadline_s=deadline_s, until=self._monotonic() + deadline_s)
+
+    def _study_of(self, now: float, left_s: float) -> _Study:
+        study = self._study
+        if study is None or now + left_s > study.until + SLACK_S:
+            return _Study(deadline_s=left_s, until=now + left_s)
+        return study
+
+    def _tell_here(self, study: _Study, until: float) -> None:
+        """Where another one of this kind is behind this, the study begins for it when it is asked."""
+        if study is self._study and not study.is_known_here and isinstance(self._local, StudyBound):
+            self._local.begin(max(0.0, until - self._monotonic()))
+        study.is_known_here = True
 
     def _infer_here(
         self, inputs: Mapping[str, Array], until: float, cancelled: Cancelled, why: str
     ) -> dict[str, Array]:
-        begun = time.monotonic()
+        begun = self._monotonic()
         try:
             outputs = self._local.infer(inputs, max(0.0, until - begun), cancelled)
         finally:
             self._here(why)  # what it says of itself is true of its last run
-        self._slowest_s = max(FADES * self._slowest_s, time.monotonic() - begun)
+        self._slowest_s = max(FADES * self._slowest_s, self._monotonic() - begun)
         return outputs
 
     def doubt(self, why: str) -> None:
@@ -124,7 +174,7 @@ class WithFallback:
         wanted = self._wanted
         if self._is_here:
             self._here(self._why)  # the engine here may run somewhere else by now
-        if wanted is None or self.wrong or self._is_verified() or time.monotonic() < self._rests_until:
+        if wanted is None or self.wrong or self._is_verified() or self._monotonic() < self._rests_until:
             return
         try:
             self._there(wanted, self._connect(wanted, Patience.of(wanted.kind, wanted.tend_s, cancelled)))
@@ -150,21 +200,23 @@ class WithFallback:
         self._hang_up()
         self._local.close()
 
-    def _why_not(self, wanted: Preferred, inputs: Mapping[str, Array], deadline_s: float) -> str:
+    def _why_not(self, wanted: Preferred, inputs: Mapping[str, Array], study: _Study, left_s: float) -> str:
         """Why it is not even asked."""
-        if self.wrong or time.monotonic() < self._rests_until:
+        if self.wrong or self._monotonic() < self._rests_until:
             return self._fault
-        if self._budget(wanted, deadline_s) < LEAST_S:
-            return "there is no time to ask it"
+        if self._budget(wanted, study, left_s) < max(LEAST_S, study.last_run_s):  # it would be cut off in the middle
+            return "it has used up its share of the study's time" if study.spent_s else "there is no time to ask it"
         size = sum(array.nbytes for array in inputs.values())
         if wanted.max_message_bytes is not None and size >= wanted.max_message_bytes:
             return f"the inputs have {size} bytes, its messages at most {wanted.max_message_bytes}"
         return ""
 
-    def _budget(self, wanted: Preferred, deadline_s: float) -> float:
-        """Seconds that it may take, the end of a child that hangs included."""
-        kept = LOCAL_MARGIN * self._slowest_s + self._runtime.reap_s
-        return min(deadline_s * wanted.share, max(deadline_s - kept, deadline_s * LEAST_SHARE))
+    def _budget(self, wanted: Preferred, study: _Study, left_s: float) -> float:
+        """Seconds that it may take, the end of a child that hangs included. `left_s`: that the study has left."""
+        runs = max(1, self._runs - study.runs + 1)  # still to come, this one included
+        kept = LOCAL_MARGIN * self._slowest_s * runs + self._runtime.reap_s
+        least = min(study.deadline_s * LEAST_SHARE - study.spent_s, left_s * LEAST_SHARE)
+        return min(study.deadline_s * wanted.share - study.spent_s, max(left_s - kept, least))
 
     def _ask(self, wanted: Preferred, inputs: Mapping[str, Array], patience: Patience) -> dict[str, Array]:
         """A child that is no more says nothing of what it ran or connected to: then another one is asked."""
@@ -229,7 +281,7 @@ class WithFallback:
         self._hang_up()
         self._fault = str(error)
         self._failures += 1
-        self._rests_until = time.monotonic() + backoff_s(self._failures, FIRST_PAUSE_S, LAST_PAUSE_S)
+        self._rests_until = self._monotonic() + backoff_s(self._failures, FIRST_PAUSE_S, LAST_PAUSE_S)
 
     def _there(self, wanted: Preferred, preferred: ChildEngine) -> None:
         self._failures, self._fault = 0, ""

@@ -4,6 +4,7 @@ In the folder of an engine lie, for each key, `KEY.plan` and `KEY.json`, which t
 built for, and its sha256. The key is a hash over all of that; names begin with its first 16 digits. Each file is
 written under another name, synced and renamed, the plan first: whatever a power cut leaves is either good or refused by
 `find`, and then built again. Two builds of one model differ, so a plan is only ever trusted by its own hash.
+How much memory kernels may work in is a limit: a plan that was built under a tighter one than today's is good, too.
 
 What TensorRT-RTX puts at the head of a plan was found by looking (no document tells it): so a plan that was cut short
 or built by another version is known without a GPU. For TensorRT itself size and hash must do.
@@ -14,8 +15,9 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +50,7 @@ class Target:
     profiles: Mapping[str, tuple[tuple[int, ...], ...]]  #: input -> least, best and largest shape
     precision: str  #: of the model's variant
     flags: tuple[str, ...]
+    workspace_mb: int  #: that kernels may take at most, beside weights and tensors; 0: there is no limit to say
     builder: str  #: hash of the code that builds
 
     @property
@@ -106,10 +109,16 @@ def keep(folder: Path, target: Target, plan: memoryview) -> BuiltPlan:
 
 
 def find(folder: Path, target: Target) -> BuiltPlan:
-    """The plan for just that, every byte of it checked. Raises PlanRefused, which says what is wrong."""
+    """The plan for just that, else one that differs only by less workspace; every byte of it checked.
+
+    Raises PlanRefused, which says what is wrong.
+    """
     try:
         return _checked(folder, target)
     except PlanRefused as error:
+        for tighter in _tighter(folder, target):
+            with suppress(PlanRefused):
+                return _checked(folder, tighter)
         raise PlanRefused(str(error), target.key) from error
 
 
@@ -188,6 +197,20 @@ def _check_header(name: str, head: bytes, size: int, target: Target) -> None:
         raise PlanRefused(f"{name} is not for {', '.join(sorted(lacking))}: built for another GPU")
 
 
+def _tighter(folder: Path, target: Target) -> Iterator[Target]:
+    """The same with less workspace, as plans there have it; most first."""
+    found = [facts.get("workspace_mb") for facts in _kept(folder)]
+    limits = {limit for limit in found if isinstance(limit, int) and 0 < limit < target.workspace_mb}
+    return (replace(target, workspace_mb=limit) for limit in sorted(limits, reverse=True))
+
+
+def _kept(folder: Path) -> Iterator[dict[str, Any]]:
+    """What the plans there were built for, as far as it can be read."""
+    for path in sorted(folder.glob("*.json")):
+        with suppress(PlanRefused):
+            yield _read_key(path).target
+
+
 def _read_key(path: Path) -> _Stored:
     try:
         with path.open("rb") as file:
@@ -201,19 +224,22 @@ def _read_key(path: Path) -> _Stored:
 def _what_changed(folder: Path, target: Target) -> str:
     """Why none fits, where some are there: the fewest things in which one differs."""
     facts, nearest = target.facts(), None
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found = _read_key(path).target
-        except PlanRefused:
-            continue
+    for found in _kept(folder):
         changed = [
-            f"{name} was {found.get(name)!r}, is {now!r}" for name, now in facts.items() if found.get(name) != now
+            f"{name} was {found.get(name)!r}, is {now!r}{_why(name)}"
+            for name, now in facts.items()
+            if found.get(name) != now
         ]
         if nearest is None or len(changed) < len(nearest):
             nearest = changed
     if nearest is None:
         return "no plan was built yet"
     return f"the plan that is there is stale: {'; '.join(nearest) or 'its file has another name'}"
+
+
+def _why(name: str) -> str:
+    """A setting that is not called as what it changes."""
+    return " (analyse.gpu_memory_mb allows no more)" if name == "workspace_mb" else ""
 
 
 def _write(path: Path, content: memoryview) -> None:

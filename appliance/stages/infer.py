@@ -1,7 +1,8 @@
 """Infer: runs engines on ready jobs, one at a time, in a runtime child with a deadline.
 
 One at a time, whichever engine it is of: a GPU never has two studies at once. Those that somebody waits for go first;
-of others one has its turn after a few of them, so that none starves. Every claimed job ends in a committed outcome:
+of others one has its turn after a few of them, so that none starves. What only runs in shadow waits for what is sent,
+until half of its time has passed: then one has its turn in the same way. Every claimed job ends in a committed outcome:
 findings, none, or "not analysed: reason". While nothing is ready, jobs whose inputs look complete are run early; their
 outcome is kept with the job until the evidence holds.
 """
@@ -17,7 +18,7 @@ from appliance.imaging import analysis
 from appliance.imaging.reading import ImageReader
 from appliance.journal import jobs, urgency
 from appliance.model import Conclusion, EngineIdentity, Instance, Job, Outcome, Reason
-from appliance.ports import LoadedEngine
+from appliance.ports import LoadedEngine, StudyBound
 from appliance.stages.desk import Desk, EarlyRun, EngineOnDuty, identity_of, unknown_identity
 from appliance.states import Event, JobState
 
@@ -25,6 +26,8 @@ MAX_ATTEMPTS = 3
 FAILING_FROM = 2  # jobs in a row: one may be at fault itself
 MOST_FAULTS = 1000  # studies that are remembered of an engine
 URGENT_IN_A_ROW = 4  # jobs, while others wait
+SENT_IN_A_ROW = 4  # jobs, while one in shadow has waited so long
+SHADOW_WAITS = 0.5  # of its engine's deadline
 FAIR_SHARE = 0.5  # of its deadline: an engine that was given less is not at fault for being late
 
 
@@ -75,6 +78,8 @@ class _Run:
 
     def _answer(self, prepared: analysis.Prepared, begun: float) -> Outcome:
         prepared_at = time.monotonic()
+        if isinstance(self.loaded, StudyBound):
+            self.loaded.begin(self.deadline_s)
         answer = analysis.ask(self.engine.package, prepared, self.loaded, self.deadline_s, self.cancelled)
         ran_at = time.monotonic()
         try:
@@ -118,6 +123,7 @@ class Inferrer:
         self._failures: dict[str, dict[int, str]] = {}  # engine -> the jobs that failed since it last answered, and why
         self._faults: dict[str, dict[str, tuple[Job, str]]] = {}  # engine -> studies, where it was itself at fault
         self._urgent_ran = 0  # in a row, while others waited
+        self._sent_ran = 0  # in a row, while one in shadow had waited long
         self._unsettled: tuple[Job, Outcome] | None = None  # an outcome that the journal has not taken yet
 
     @property
@@ -176,7 +182,12 @@ class Inferrer:
 
     def _first(self, ready: Sequence[Job]) -> Job:
         """Of jobs, oldest first, the one that is run now."""
-        counting = [job for job in ready if self._counts(job)] or ready
+        sent, kept_waiting = [job for job in ready if self._counts(job)], self._kept_waiting(ready)
+        if sent and kept_waiting and self._sent_ran >= SENT_IN_A_ROW:
+            self._sent_ran = 0
+            return kept_waiting
+        self._sent_ran = self._sent_ran + 1 if sent and kept_waiting else 0
+        counting = sent or ready
         hurry = urgency.urgent(self._desk.journal, counting)
         urgent, others = ([job for job in counting if (job.id in hurry) is so] for so in (True, False))
         if urgent and (not others or self._urgent_ran < URGENT_IN_A_ROW):
@@ -189,6 +200,17 @@ class Inferrer:
         """What is sent goes before what only runs in shadow."""
         engine = self._desk.engine(job.engine)
         return engine is not None and engine.publish
+
+    def _kept_waiting(self, ready: Sequence[Job]) -> Job | None:
+        """In shadow, the first of those that have waited long."""
+        now = self._desk.journal.clock.tick()
+        for job in ready:
+            engine = self._desk.engine(job.engine)
+            if engine is None or engine.publish:
+                continue
+            if job.deadline_tick - now <= (1 - SHADOW_WAITS) * engine.deadline_ms:
+                return job
+        return None
 
     def _run_ready(self, job: Job) -> None:
         instances = jobs.inputs(self._desk.journal, job)

@@ -31,7 +31,8 @@ def compiler(config: Config) -> Compiler:
     analyse = config.analyse
     interpreter = Path(analyse.python or sys.executable)
     settings = BuildSettings(interpreter=interpreter, threads=analyse.threads)
-    if analyse.gpu_memory_mb is not None:  # a plan that may not be loaded need not be built
+    # A plan that may not be loaded need not be built; one that was built with less to work in goes on serving.
+    if analyse.gpu_memory_mb is not None:
         settings = replace(settings, workspace_mb=min(settings.workspace_mb, analyse.gpu_memory_mb))
     child = ChildSettings(
         interpreter=interpreter,

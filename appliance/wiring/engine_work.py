@@ -4,6 +4,7 @@ All of it runs in runtime children, as a study does, with the configuration's me
 way. A release that is found wrong is refused in the store: it serves no more until it is checked anew.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,10 +17,9 @@ from pathlib import Path
 
 from appliance import __version__
 from appliance.config import Config
-from appliance.disk import refusal
 from appliance.engine_package import EnginePackage
 from appliance.engine_store.store import EngineStore, Named
-from appliance.errors import EngineRefused, PackageInvalid, PlanRefused, RuntimeCancelled, RuntimeFailed
+from appliance.errors import EngineRefused, PackageInvalid, PlanRefused, RuntimeCancelled, RuntimeFailed, StoreFailed
 from appliance.imaging import golden
 from appliance.imaging.golden import Tolerance
 from appliance.ports import BuiltPlan
@@ -197,14 +197,21 @@ class Workshop:
             return None, str(error)
         return found, ""
 
-    def refuse_plan(self, named: Named, plan: BuiltPlan, why: str) -> None:
-        """It is found no more, and history says why; the release is as it was. Raises OutOfResources, StoreFailed."""
+    def refuse_plan(self, named: Named, plan: BuiltPlan, why: str) -> str:
+        """It is found no more, and history says why; the release is as it was. Returns why it is still there, or "".
+
+        Raises OutOfResources; StoreFailed where the disk failed. A file that cannot be removed is no such thing.
+        """
         words = f"{plan.path.name}, sha256 {plan.sha256}: {why}"
         self.store.note(named.engine_id, named.release, self.by, "plan_refused", words)
         try:
             plan_store.drop(plan)
         except OSError as error:
-            raise refusal(error, plan.path.name) from error
+            what = f"{error.filename or plan.path} cannot be removed: {error.strerror}"
+            if error.errno == errno.EIO:
+                raise StoreFailed(what) from error
+            return what
+        return ""
 
     def _verified_on(
         self, plan: BuiltPlan, named: Named, package: EnginePackage, model: ModelFile, progress: Progress
@@ -220,9 +227,10 @@ class Workshop:
         except RuntimeFailed as error:
             raise EngineRefused(f"{plan.path.name}, the plan of {named}, does not run: {error}") from error
         except EngineRefused as error:
-            self.refuse_plan(named, plan, str(error))
+            stays = self.refuse_plan(named, plan, str(error))
+            what = "; ".join(part for part in (str(error), stays) if part)
             raise EngineRefused(
-                f"{plan.path.name}, the plan of {named}, is not right and is refused: {error}. The release is not:"
+                f"{plan.path.name}, the plan of {named}, is not right and is refused: {what}. The release is not:"
                 f" `scanside engines build {named}` compiles it anew, `verify` proves it on the processor"
             ) from error
         return replace(

@@ -79,6 +79,7 @@ class Plans:
         self._work: PlanWork | None = None
         self._gave_way: dict[Wanted, int] = {}
         self._done: dict[Wanted, str] = {}  # what became of a build, until the next start
+        self._refused: set[str] = set()  # sha256 of plans that are wrong, and that cannot be removed, as long
         self._closing = threading.Event()
 
     def before(self, named: Named, package: EnginePackage, local: LoadedEngine) -> LoadedEngine:
@@ -174,6 +175,8 @@ class Plans:
             plan = compiler.builder.find(model.path, model.sha256, store.plans(named))
         except PlanRefused as error:
             return None, error.key, str(error)
+        if plan.sha256 in self._refused:
+            return None, plan.key, f"{plan.path.name} is refused"
         if is_proved(report_of(store, named), served.package, plan):
             return plan, plan.key, ""
         return None, plan.key, f"{plan.path.name} is not verified"
@@ -227,8 +230,10 @@ class Plans:
 
     def _refuse(self, served: _Served, plan: BuiltPlan, why: str) -> None:
         """The plan, not the release. It is not built anew before the next start: it was right when it was proved."""
+        if stays := self._shop.refuse_plan(served.named, plan, why):
+            self._refused.add(plan.sha256)
+            why = f"{why}; {stays}"
         self._log("plan_refused", release=str(served.named), plan=plan.path.name, reason=why)
-        self._shop.refuse_plan(served.named, plan, why)
         wanted = Wanted(release=str(served.named), precision=served.precision, key=plan.key)
         self._done[wanted] = f"{plan.path.name} was found wrong: {why}"
         served.plan = None

@@ -4,6 +4,7 @@ What reads, and what writes results, takes seconds to load and a hundred megabyt
 """
 
 import shutil
+from contextlib import ExitStack, closing
 from functools import partial
 
 from appliance.config import Config, EngineMode
@@ -25,11 +26,12 @@ RESULTS_AT_A_TIME = 16  # of one job: what a crash may leave without a row
 
 def opened(config: Config, spool: Spool, log: Log) -> Journal:
     """The journal of the analyse process, which knows all that is in its area of the spool. Raises StoreFailed."""
-    with latching(spool):
-        journal = open_journal(config, "analyse", spool.free_reserve)
+    with latching(spool), ExitStack() as undo:
+        journal = undo.enter_context(closing(open_journal(config, "analyse", spool.free_reserve)))
         join(spool, journal)
         _sweep(journal, spool, log)
         leaving.sweep(engine_store(config))
+        undo.pop_all()
     return journal
 
 

@@ -73,6 +73,8 @@ def test_a_small_model_for_one_target_alone_and_its_key(version: str, tmp_path: 
     aim = builder.target(path, sha256)
     assert (aim.key, aim.compute_capabilities, aim.onnx_sha256) == (plan.key, (target,), sha256)
     assert aim.profiles == {"x": ((1, 8), (2, 8), (4, 8))}
+    bounded = BuildSettings(compute_capabilities=(target,), workspace_mb=16)
+    assert TensorRtBuilder(bounded, lambda _: small()).target(path, sha256) == aim  # a limit is no matter to RTX
     assert sorted(file.name for file in (tmp_path / "plans").iterdir()) == [
         f"{plan.key[:16]}.json",
         f"{plan.key[:16]}.plan",

@@ -280,6 +280,53 @@ def test_whichever_engine_one_study_is_run_at_a_time_urgent_ones_first_and_no_ot
     assert [fake.ran for fake in fakes.values()] == [6, 6]
 
 
+@pytest.mark.promise("P7")
+def test_what_runs_in_shadow_has_its_turn_once_half_its_time_has_passed_though_others_never_end(rig: Rig) -> None:
+    films = engine_package.load(write_package(rig.folder / "films"))
+    rig.put_on_duty(engine_package.load(ENGINES / "cxr-acquisition"), films)
+    sent, shadow = rig.desk.engines
+    rig.desk = replace(rig.desk, engines=[sent, replace(shadow, publish=False)])
+    rig.assembler = Assembler(rig.desk)
+    ran: list[str] = []
+
+    def answering(letter: str, scores: Array) -> Fake:
+        def answer() -> Array:
+            ran.append(letter)
+            return scores
+
+        return Fake(answer)
+
+    fakes = {sent.key: answering("a", NOTHING), shadow.key: answering("s", np.zeros((1, 1), np.float32))}
+    rig.inferrer = Inferrer(rig.desk, fakes, {}, rig.folder)
+    for number in range(19):  # one after the other, as quickly as they are read
+        rig.hands.ms = number * DEADLINE_MS // 20
+        rig.arrive(a_film(f"1.{number}"))
+        while rig.assembler.step():
+            pass
+        assert rig.inferrer.step(list)
+    assert "".join(ran) == "a" * 14 + "saaaa"  # the first of them is old from the 11th step on
+
+
+@dataclass
+class Dividing(Fake):
+    """As one that divides a study's time between two."""
+
+    begun: list[float] = field(default_factory=list)
+
+    def begin(self, deadline_s: float) -> None:
+        assert self.ran == len(self.begun)
+        self.begun.append(deadline_s)
+
+
+@pytest.mark.promise("P6")
+def test_an_engine_that_divides_a_study_s_time_is_told_of_it_before_it_is_asked(rig: Rig) -> None:
+    told = Dividing()
+    rig.inferrer = Inferrer(rig.desk, {rig.desk.engines[0].key: told}, {}, rig.folder)
+    rig.arrive(a_film("1.1"), a_film("1.2"))
+    rig.run()
+    assert (told.begun, told.ran) == ([DEADLINE_MS / 1000] * 2, 2)
+
+
 @pytest.mark.promise("P6")
 def test_a_deadline_is_told_once(rig: Rig) -> None:
     def hang() -> Array:

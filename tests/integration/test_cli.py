@@ -13,7 +13,9 @@ import pytest
 import typer
 
 from appliance.cli import COMMANDS, Commands, app, main, queue
-from appliance.cli.situation import AWAITED_MS, attentions, look
+from appliance.cli.attention import attentions
+from appliance.cli.attention.studies import AWAITED_MS
+from appliance.cli.situation import look
 from appliance.cli.tables import Output
 from appliance.config import load
 from appliance.daemon import sole_owner

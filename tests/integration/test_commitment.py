@@ -34,7 +34,7 @@ from appliance.stages.confirm import Confirmer, Desk
 from appliance.stages.receive.operations import operations
 from appliance.states import DeliveryState, Event
 from tests.integration.test_receive import Reception
-from tests.journals import CT_IMAGE, Hands, arrival, count, events, open_journal, receive
+from tests.journals import CT_IMAGE, ClosedLater, Hands, arrival, count, events, open_journal, receive
 from tests.modality import Modality, image
 from tests.scanner import CT01, Client, limits, listening
 from tests.waiting import eventually
@@ -392,8 +392,10 @@ def confirmer(journal: Journal, peer: Peer) -> Confirmer:
     return Confirmer("CT01", peer, terms, desk)
 
 
-def test_a_report_that_was_taken_while_the_journal_is_full_is_not_sent_again(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path / "journal")
+def test_a_report_that_was_taken_while_the_journal_is_full_is_not_sent_again(
+    tmp_path: Path, closed_later: ClosedLater
+) -> None:
+    journal = closed_later(open_journal(tmp_path / "journal"))
     journal._writer.execute("PRAGMA busy_timeout=1")
     receive(journal, arrival(1))
     asked(journal)
@@ -410,8 +412,8 @@ def test_a_report_that_was_taken_while_the_journal_is_full_is_not_sent_again(tmp
     assert events(journal)[-1] == "commitment_reported"
 
 
-def test_who_may_ask_may_not_ask_for_ever(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path / "journal")
+def test_who_may_ask_may_not_ask_for_ever(tmp_path: Path, closed_later: ClosedLater) -> None:
+    journal = closed_later(open_journal(tmp_path / "journal"))
     answers = {asked(journal, number) for number in range(commitments.MAX_OPEN)}
     assert answers == {commitments.Answer.TAKEN}
     assert asked(journal, 5000) is commitments.Answer.TOO_MANY
@@ -420,9 +422,9 @@ def test_who_may_ask_may_not_ask_for_ever(tmp_path: Path) -> None:
     assert [(one.calling_ae, one.count) for one in told] == [("CT01", commitments.MAX_OPEN), ("CT02", 1)]
 
 
-def test_what_was_reported_is_forgotten_days_later_and_nothing_else(tmp_path: Path) -> None:
+def test_what_was_reported_is_forgotten_days_later_and_nothing_else(tmp_path: Path, closed_later: ClosedLater) -> None:
     hands = Hands()
-    journal = open_journal(tmp_path / "journal", hands=hands)
+    journal = closed_later(open_journal(tmp_path / "journal", hands=hands))
     receive(journal, arrival(1))
     asked(journal)
     asked(journal, 2, "CT02")
@@ -435,8 +437,10 @@ def test_what_was_reported_is_forgotten_days_later_and_nothing_else(tmp_path: Pa
     assert (count(journal, "commitment_request"), count(journal, "commitment_report")) == (1, 0)
 
 
-def test_what_fails_is_tried_again_and_an_unreachable_peer_holds_all_its_reports(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path / "journal")
+def test_what_fails_is_tried_again_and_an_unreachable_peer_holds_all_its_reports(
+    tmp_path: Path, closed_later: ClosedLater
+) -> None:
+    journal = closed_later(open_journal(tmp_path / "journal"))
     receive(journal, arrival(1), arrival(2))
     asked(journal)
     asked(journal, 2)

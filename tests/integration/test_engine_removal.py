@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,12 @@ from appliance.engine_store.book import SHIPPED
 from appliance.engine_store.store import EngineStore, Named
 from appliance.errors import EngineRefused
 from appliance.journal import jobs
-from appliance.states import EngineStage, Event
+from appliance.journal.store import Journal
+from appliance.model import Conclusion, EngineIdentity, Job, Outcome
+from appliance.states import EngineStage, Event, JobState
 from appliance.wiring.releases import engine_store
 from tests.journals import STUDY, open_journal
-from tests.packages import Recipe, write_package
+from tests.packages import Kind, Recipe, write_package
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """\
@@ -272,9 +274,9 @@ def test_the_command_and_what_the_list_says(store: EngineStore, run: Run) -> Non
     assert releases(store) == ["2.0.0", "3.0.0", "4.0.0"]
 
 
-@pytest.mark.promise("P6")
-def test_a_release_whose_results_are_still_to_be_reported_stays(store: EngineStore, run: Run) -> None:
-    """Without its manifest they could not be built."""
+@contextmanager
+def job_of_films(store: EngineStore) -> Iterator[tuple[Journal, Job]]:
+    """The duty of films@1.0.0 to one image."""
     duty = jobs.Duty(
         engine="films@1.0.0",
         scope="instance",
@@ -285,9 +287,47 @@ def test_a_release_whose_results_are_still_to_be_reported_stays(store: EngineSto
         instance_id=1,
         deadline_ms=1000,
     )
-    journal = open_journal(store.root.parent / "journal.sqlite")
-    jobs.take_on(journal, [duty], 1)
-    journal.close()
+    with closing(open_journal(store.root.parent / "journal.sqlite")) as journal:
+        jobs.take_on(journal, [duty], 1)
+        (job,) = jobs.unfinished(journal, JobState.WAITING)
+        yield journal, job
+
+
+@pytest.mark.promise("P6")
+def test_a_release_whose_results_are_still_to_be_reported_stays(store: EngineStore, run: Run) -> None:
+    """Without its manifest they could not be built."""
+    with job_of_films(store):
+        pass
     code, _, err = run("engines", "remove", "films@1.0.0")
     assert (code, "results of it are still to be reported" in err) == (1, True)
     assert len(there(store, "1.0.0")) == 3
+
+
+def said_by(package_sha256: str) -> Outcome:
+    engine = EngineIdentity(
+        id="films", version="1.0.0", status="reference", package_sha256=package_sha256, model_sha256="b"
+    )
+    return Outcome(conclusion=Conclusion.NO_FINDING, engine=engine)
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.parametrize("author", ["the one that goes", "another", "nobody yet"])
+def test_of_two_packages_with_one_version_the_one_that_said_it_stays(store: EngineStore, run: Run, author: str) -> None:
+    """The other one, which is on duty, reads what nobody has read yet."""
+    first = store.find("films@1.0.0")
+    again = Recipe(version="1.0.0", golden={Kind.DARK: 0.1})
+    second, is_new = store.take(write_package(store.shipped.parent / "package", again), "alice", lambda _: None)
+    assert is_new
+    store.step(second, Event.VALIDATE, "alice")
+    store.step(second, Event.VERIFY, "alice")
+    store.activate(second, "alice")
+    hashes = [store.book("films").releases[one.release].package_sha256 for one in (first, second)]
+    assert hashes[0] != hashes[1]
+    with job_of_films(store) as (journal, job):
+        if author != "nobody yet":
+            said = said_by(hashes[author == "another"])
+            assert jobs.conclude(journal, job, Event.CONCLUDE, said)
+    code, _, err = run("engines", "remove", str(first))
+    stays = author == "the one that goes"
+    assert (code, "results of it are still to be reported" in err) == (int(stays), stays)
+    assert (first.release in store.book("films").releases) is stays

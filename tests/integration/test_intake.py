@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli.situation import Situation, attentions, look
+from appliance.cli.attention import attentions
+from appliance.cli.situation import Situation, look
 from appliance.config import Config
 from appliance.journal import intake
 from appliance.journal.copies import Keep, Rules, release

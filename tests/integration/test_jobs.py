@@ -195,6 +195,22 @@ def test_a_job_is_urgent_where_its_sender_says_so(desk: Desk) -> None:
     receive(desk.journal, arrival(2), owed=(Owed(destination="", urgency=Urgency.URGENT_IMAGE, held="unrouted"),))
     job = desk.take_on()
     assert urgency.urgent(desk.journal, [job]) == {job.id}
+    desk.arrive(3)
+    job = desk.take_on()
+    assert urgency.urgent(desk.journal, [job]) == {job.id}  # whatever came last
+    other = replace(job, id=99, study_instance_uid="1.2.99")
+    assert urgency.urgent(desk.journal, [other, job]) == {job.id}
+
+
+def test_whether_a_study_is_urgent_is_looked_up_and_not_searched_for(desk: Desk) -> None:
+    plan = [row["detail"] for row in desk.journal.query(f"EXPLAIN QUERY PLAN {urgency.IN_STUDY}", STUDY)]
+    assert [line.partition(" USING ")[0] for line in plan] == ["SEARCH i", "SEARCH d"]
+    assert "delivery_urgent" in plan[1]
+    receive(desk.journal, arrival(1), owed=(Owed(destination="pacs", urgency=Urgency.URGENT_IMAGE),))
+    with desk.journal.write(durable=False) as tx:  # as one that an earlier version made
+        tx.sql("DROP INDEX delivery_urgent")
+    job = desk.take_on()
+    assert urgency.urgent(desk.journal, [job]) == {job.id}
 
 
 @pytest.mark.promise("P7")

@@ -14,7 +14,7 @@ import pytest
 
 from appliance.errors import OutOfResources, StoreFailed
 from appliance.journal.store import Journal, Subject, Transaction
-from tests.journals import count, events
+from tests.journals import ClosedLater, count, events
 from tests.tracing import environment, on_small_disk, python, traced
 
 AT_ONCE_S = 2.0
@@ -61,9 +61,9 @@ def test_a_write_and_its_history_commit_together_or_not_at_all(journal: Journal)
 
 
 @pytest.mark.promise("P1")
-def test_only_a_durable_transaction_waits_for_the_disk(tmp_path: Path) -> None:
+def test_only_a_durable_transaction_waits_for_the_disk(tmp_path: Path, closed_later: ClosedLater) -> None:
     journal = tmp_path / "j"
-    Journal(journal, "test")  # not closed: that would move the WAL
+    closed_later(Journal(journal, "test"))  # not before: that would move the WAL
     file = script(
         tmp_path,
         """
@@ -97,7 +97,7 @@ def test_opening_and_reading_write_nothing(tmp_path: Path, journal: Journal) -> 
 
 
 @pytest.mark.promise("P12")
-def test_two_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_two_processes_write_at_once_and_nothing_is_lost(tmp_path: Path, closed_later: ClosedLater) -> None:
     file = script(
         tmp_path,
         """
@@ -115,7 +115,7 @@ def test_two_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None
     ]
     for writer in writers:
         writer.communicate(b"")
-    journal = Journal(tmp_path / "j", "test")
+    journal = closed_later(Journal(tmp_path / "j", "test"))
     assert [writer.returncode for writer in writers] == [0, 0]
     assert [row[0] for row in journal.query("SELECT value FROM cursor")] == [400]
     for name in ("one", "two"):
@@ -126,7 +126,7 @@ def test_two_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None
 
 
 @pytest.mark.promise("P12")
-def test_a_writer_that_is_killed_lets_the_next_one_in_at_once(tmp_path: Path) -> None:
+def test_a_writer_that_is_killed_lets_the_next_one_in_at_once(tmp_path: Path, closed_later: ClosedLater) -> None:
     file = script(
         tmp_path,
         """
@@ -144,7 +144,7 @@ def test_a_writer_that_is_killed_lets_the_next_one_in_at_once(tmp_path: Path) ->
         done = threading.Event()
 
         def next_writer() -> None:
-            journal = Journal(tmp_path / "j", "next")
+            journal = closed_later(Journal(tmp_path / "j", "next"))
             write(journal, "at last")
             done.set()
 
@@ -153,7 +153,7 @@ def test_a_writer_that_is_killed_lets_the_next_one_in_at_once(tmp_path: Path) ->
         assert not done.wait(0.1)
         victim.send_signal(signal.SIGKILL)
         assert done.wait(AT_ONCE_S)
-    assert events(Journal(tmp_path / "j", "test")) == ["at last"]
+    assert events(closed_later(Journal(tmp_path / "j", "test"))) == ["at last"]
 
 
 @pytest.mark.promise("P5")
@@ -193,7 +193,9 @@ def test_a_full_disk_gets_the_reserve_and_the_transition_is_written(tmp_path: Pa
 
 
 @pytest.mark.promise("P5")
-def test_full_in_the_middle_of_a_transaction_frees_the_reserve_for_the_next(tmp_path: Path) -> None:
+def test_full_in_the_middle_of_a_transaction_frees_the_reserve_for_the_next(
+    tmp_path: Path, closed_later: ClosedLater
+) -> None:
     freed: list[bool] = []
 
     def on_full() -> bool:
@@ -201,7 +203,7 @@ def test_full_in_the_middle_of_a_transaction_frees_the_reserve_for_the_next(tmp_
         full._writer.execute("PRAGMA max_page_count=1000000")
         return True
 
-    full = Journal(tmp_path / "j", "test", on_full=on_full)
+    full = closed_later(Journal(tmp_path / "j", "test", on_full=on_full))
     full._writer.execute("PRAGMA max_page_count=1")  # no bigger than it is now
     with pytest.raises(OutOfResources, match="cannot grow"), full.write(durable=True) as tx:
         tx.history("long", padding="x" * 20_000)
@@ -211,8 +213,8 @@ def test_full_in_the_middle_of_a_transaction_frees_the_reserve_for_the_next(tmp_
 
 
 @pytest.mark.promise("P1")
-def test_a_failed_sync_is_final_for_this_journal(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", "test")
+def test_a_failed_sync_is_final_for_this_journal(tmp_path: Path, closed_later: ClosedLater) -> None:
+    journal = closed_later(Journal(tmp_path / "j", "test"))
     write(journal, "before", durable=True)
     file = script(
         tmp_path,
@@ -250,12 +252,12 @@ def test_another_schema_is_refused_and_named(tmp_path: Path) -> None:
         Journal(tmp_path / "j", "test")
 
 
-def test_who_cannot_be_opened_holds_nobody_up(tmp_path: Path) -> None:
+def test_who_cannot_be_opened_holds_nobody_up(tmp_path: Path, closed_later: ClosedLater) -> None:
     (tmp_path / "j").write_bytes(b"no database" * 1000)
     with pytest.raises(StoreFailed):
         Journal(tmp_path / "j", "test")
     (tmp_path / "j").unlink()
-    write(Journal(tmp_path / "j", "test"), "made anew")
+    write(closed_later(Journal(tmp_path / "j", "test")), "made anew")
 
 
 def test_a_reader_holds_no_writer_up(tmp_path: Path, journal: Journal) -> None:
@@ -337,8 +339,8 @@ def test_each_thread_reads_for_itself_and_sees_what_is_committed(journal: Journa
     assert seen == [["one"]] * 3
 
 
-def test_it_can_shrink_and_keeps_its_name(tmp_path: Path, journal: Journal) -> None:
+def test_it_can_shrink_and_keeps_its_name(tmp_path: Path, journal: Journal, closed_later: ClosedLater) -> None:
     assert [tuple(row) for row in journal.query("PRAGMA auto_vacuum")] == [(2,)]
     assert [tuple(row) for row in journal.query("PRAGMA journal_mode")] == [("wal",)]
-    assert Journal(tmp_path / "j", "other").identity == journal.identity
-    assert Journal(tmp_path / "another", "other").identity != journal.identity
+    assert closed_later(Journal(tmp_path / "j", "other")).identity == journal.identity
+    assert closed_later(Journal(tmp_path / "another", "other")).identity != journal.identity

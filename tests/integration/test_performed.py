@@ -32,7 +32,7 @@ from appliance.stages.receive.operations import operations
 from appliance.stages.receive.traffic import Traffic
 from appliance.states import StepState
 from tests.integration.test_receive import Reception
-from tests.journals import SERIES, STUDY, Hands, arrival, count, events, open_journal, receive
+from tests.journals import SERIES, STUDY, ClosedLater, Hands, arrival, count, events, open_journal, receive
 from tests.modality import Modality
 from tests.scanner import CT01, Client, limits, listening
 from tests.waiting import eventually
@@ -211,8 +211,10 @@ def completed(journal: Journal, step: str, *numbers: int, state: StepState | Non
         ([[]], [1], None),
     ],
 )
-def test_what_steps_say(tmp_path: Path, steps: list[list[int]], arrived: list[int], stated: Stated | None) -> None:
-    journal = open_journal(tmp_path / "journal")
+def test_what_steps_say(
+    tmp_path: Path, steps: list[list[int]], arrived: list[int], stated: Stated | None, closed_later: ClosedLater
+) -> None:
+    journal = closed_later(open_journal(tmp_path / "journal"))
     for number, named in enumerate(steps, 1):
         assert completed(journal, f"1.9.{number}", *named) is Updated.DONE
     receive(journal, *map(arrival, arrived))
@@ -222,10 +224,12 @@ def test_what_steps_say(tmp_path: Path, steps: list[list[int]], arrived: list[in
 
 
 @pytest.mark.promise("P6")
-def test_what_the_scanner_named_and_did_not_send_is_waited_for_beyond_every_deadline(tmp_path: Path) -> None:
+def test_what_the_scanner_named_and_did_not_send_is_waited_for_beyond_every_deadline(
+    tmp_path: Path, closed_later: ClosedLater
+) -> None:
     hands = Hands()
     reception = Reception(tmp_path)
-    journal = open_journal(tmp_path / "other", hands=hands)
+    journal = closed_later(open_journal(tmp_path / "other", hands=hands))
     closer = Closer(replace(reception.box, journal=journal, silence_ms=lambda _: 1_000), Traffic())
     receive(journal, arrival(1, header={"stated_count": 1}))
     completed(journal, STEP, 1, 2)
@@ -244,9 +248,9 @@ def steps(journal: Journal) -> list[str]:
     return [row[0] for row in journal.query("SELECT sop_instance_uid FROM performed_step ORDER BY id")]
 
 
-def test_steps_are_kept_for_weeks(tmp_path: Path) -> None:
+def test_steps_are_kept_for_weeks(tmp_path: Path, closed_later: ClosedLater) -> None:
     hands = Hands()
-    journal = open_journal(tmp_path / "journal", hands=hands)
+    journal = closed_later(open_journal(tmp_path / "journal", hands=hands))
     completed(journal, "1.9.1", 1)
     hands.ms += performed.KEEP_MS
     completed(journal, "1.9.2", 1)
@@ -257,8 +261,8 @@ def test_steps_are_kept_for_weeks(tmp_path: Path) -> None:
     assert count(journal, "performed_series") == 2
 
 
-def test_of_more_steps_than_a_modality_can_make_the_oldest_go(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path / "journal")
+def test_of_more_steps_than_a_modality_can_make_the_oldest_go(tmp_path: Path, closed_later: ClosedLater) -> None:
+    journal = closed_later(open_journal(tmp_path / "journal"))
     with journal.write(durable=False) as tx:
         tx.sql(
             "INSERT INTO performed_step (sop_instance_uid, calling_ae, studies, state, created_tick, ended_tick)"

@@ -24,7 +24,7 @@ from appliance.errors import EngineRefused, RuntimeFailed
 from appliance.runtimes.builder import BuildSettings, TensorRtBuilder
 from appliance.runtimes.fallback import WithFallback
 from appliance.runtimes.plan_store import RTX
-from appliance.runtimes.process import ChildRuntime, ChildSettings
+from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
 from appliance.states import EngineStage, Event
 from appliance.wiring.compiler import Compiler, compiler
 from appliance.wiring.engine_work import Workshop, workshop
@@ -266,6 +266,25 @@ def test_another_driver_and_the_processor_serves_until_the_plan_is_built_anew(si
     assert site.builder.built == 2
 
 
+@pytest.mark.promise("P8")
+def test_a_budget_of_the_gpu_s_memory_that_is_lowered_has_a_plan_built_anew_one_that_is_raised_has_not(
+    site: Site,
+) -> None:
+    site.activated()
+    site.builder.machine = replace(MACHINE, workspace_mb=300)
+    engine = site.start()
+    check(engine, degraded="stale: workspace_mb was 1024, is 300 (analyse.gpu_memory_mb allows no more); it is built")
+    site.rest()
+    plan = site.verified_plan
+    check(engine, on_plan=plan)
+    site.builder.machine = replace(MACHINE, workspace_mb=512)
+    check(site.start(), on_plan=plan)
+    assert site.team is not None
+    site.team.tend(never)
+    assert (site.builder.built, site.history("analyse")) == (2, ["build", "verify", "plans_removed"])
+    assert site.verified().plan_sha256 == plan
+
+
 @pytest.mark.promise("P7")
 def test_a_build_gives_way_to_studies_but_not_for_ever(site: Site) -> None:
     site.activated()
@@ -382,10 +401,8 @@ def test_a_rebuilt_plan_that_is_wrong_is_told_and_tried_again_only_after_the_nex
     check(engine, on_plan=site.shop.store.book("films").releases[site.named.release].plan_sha256)
 
 
-@pytest.mark.promise("P8")
-def test_a_plan_that_was_verified_and_is_wrong_when_it_is_loaded_is_refused(site: Site) -> None:
-    """As where the GPU is broken: the file is the one that was verified."""
-    site.activated()
+def verified_and_wrong(site: Site) -> Path:
+    """A plan as where the GPU is broken: the file is the one that was verified."""
     plan = site.compiled(brightness(0.5))
     release = site.shop.store.book("films").releases[site.named.release]
     package = load_package(site.named.folder)
@@ -395,6 +412,13 @@ def test_a_plan_that_was_verified_and_is_wrong_when_it_is_loaded_is_refused(site
         "plan_key": release.plan_key,
     }
     site.shop.store.write_report(site.named, json.dumps(forged).encode())
+    return plan
+
+
+@pytest.mark.promise("P8")
+def test_a_plan_that_was_verified_and_is_wrong_when_it_is_loaded_is_refused(site: Site) -> None:
+    site.activated()
+    plan = verified_and_wrong(site)
     engine = site.start()
     check(engine, degraded="the processor ran it instead: it is not verified: golden case")
     assert site.team is not None
@@ -404,6 +428,54 @@ def test_a_plan_that_was_verified_and_is_wrong_when_it_is_loaded_is_refused(site
     assert not plan.exists()
     assert (site.builder.built, site.history("analyse")) == (2, ["plan_refused"])
     assert site.shop.store.serves(site.named)
+
+
+@pytest.mark.promise("P1")
+def test_a_plan_that_is_wrong_and_cannot_be_removed_is_told_once_and_latches_nothing(site: Site) -> None:
+    """What lies in its way is a folder of that name, which root cannot unlink either."""
+    site.activated()
+    plan = verified_and_wrong(site)
+    described = plan.with_suffix(".json")
+    engine = site.start()
+    content = described.read_bytes()
+    described.unlink()
+    described.mkdir()
+    assert site.team is not None
+    site.team.look()
+    check(engine, degraded="was found wrong: it is not verified: golden case")
+    assert f"{described} cannot be removed: Is a directory" in engine.degraded
+    described.rmdir()
+    described.write_bytes(content)  # as where a file can be read, and not be removed: it is found again
+    for _ in range(3):
+        site.shop.store.note("films", site.named.release, "alice", "seen", "")
+        site.team.look()
+        site.team.tend(never)
+    check(engine, degraded=f"{plan.name} is refused; {plan.name} was found wrong: it is not verified: golden case")
+    assert (plan.exists(), site.builder.built, site.history("analyse")) == (True, 2, ["plan_refused"])
+    told = [facts["reason"] for event, facts in site.logged if event == "plan_refused"]
+    assert ["cannot be removed: Is a directory" in why for why in told] == [True]
+
+
+@pytest.mark.promise("P1")
+def test_a_plan_that_fails_its_proof_and_cannot_be_removed_is_refused_all_the_same(site: Site) -> None:
+    site.imported()
+    plan = site.compiled(brightness(0.5))
+    ran = site.shop.compiler
+    assert ran is not None
+    described = plan.with_suffix(".json")
+
+    class InTheWay(ChildRuntime):
+        """By the time that the plan is loaded."""
+
+        def load(self, model: Path, sha256: str) -> ChildEngine:
+            described.unlink()
+            described.mkdir()
+            return super().load(model, sha256)
+
+    shop = replace(site.shop, compiler=replace(ran, runtime=InTheWay(ran.runtime._settings)))
+    with pytest.raises(EngineRefused, match=rf"is refused: golden case.*; {described} cannot be removed: Is a dir"):
+        shop.verify(site.named, lambda *_: None)
+    assert [line.event for line in shop.store.book("films").history].count("plan_refused") == 1
 
 
 @pytest.mark.promise("P6")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from appliance.cli.situation import attentions, look
+from appliance.cli.attention import attentions
+from appliance.cli.situation import look
 from appliance.cli.unproven import unproven_words
 from appliance.config import Config
 from appliance.journal import outbox, proofs

@@ -14,7 +14,7 @@ from appliance.journal.proofs import Request
 from appliance.journal.store import Journal
 from appliance.model import CommitmentAnswer
 from appliance.states import DeliveryState, Event, ProofState
-from tests.journals import SERIES, STUDY, Hands, arrival, count, events, open_journal, receive
+from tests.journals import SERIES, STUDY, ClosedLater, Hands, arrival, count, events, open_journal, receive
 
 GONE = Verdict(failure="0x0112 no such object instance")
 OUR_FAULT = Verdict(failure="0x0131 duplicate transaction UID", says_nothing_of_it=True)
@@ -79,8 +79,8 @@ def test_what_is_delivered_waits_until_the_destination_answers_for_it(book: Book
     assert events(book.journal, study_instance_uid=STUDY, sop_instance_uid="") == ["proof_requested"]
 
 
-def test_a_destination_whose_success_is_enough_is_not_asked(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path / "journal")
+def test_a_destination_whose_success_is_enough_is_not_asked(tmp_path: Path, closed_later: ClosedLater) -> None:
+    journal = closed_later(open_journal(tmp_path / "journal"))
     proofs.need(journal, [], ["pacs"])
     book = Book(journal, Hands())
     book.deliver(1)
@@ -158,9 +158,11 @@ def test_large_transactions_are_concluded_in_pieces(book: Book) -> None:
 
 
 @pytest.mark.promise("P4")
-def test_what_was_delivered_before_proof_was_wanted_is_asked_for_while_its_copy_is_held(tmp_path: Path) -> None:
+def test_what_was_delivered_before_proof_was_wanted_is_asked_for_while_its_copy_is_held(
+    tmp_path: Path, closed_later: ClosedLater
+) -> None:
     hands = Hands(1000)
-    book = Book(open_journal(tmp_path / "journal", "forward", hands), hands)
+    book = Book(closed_later(open_journal(tmp_path / "journal", "forward", hands)), hands)
     proofs.need(book.journal, [], ["pacs"])
     book.deliver(*range(1, 131))
     with book.journal.write(durable=True) as tx:

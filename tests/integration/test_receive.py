@@ -19,7 +19,7 @@ from appliance.model import Owed, Series, Urgency
 from appliance.spool import Reserve, Spool
 from appliance.stages.receive import Inbox, Receiver
 from appliance.stages.receive.start import discard_unacknowledged, heal
-from tests.journals import SERIES, TO_PACS, count, events
+from tests.journals import SERIES, TO_PACS, ClosedLater, count, events
 from tests.scanner import Client, data_set, limits, listening, store_message
 from tests.waiting import eventually
 
@@ -107,8 +107,8 @@ def test_what_is_acknowledged_is_held_byte_for_byte_and_owed(reception: Receptio
 
 
 @pytest.mark.promise("P1")
-def test_associations_that_wait_share_a_commit(reception: Reception, tmp_path: Path) -> None:
-    other = Journal(tmp_path / "journal.sqlite", "other")
+def test_associations_that_wait_share_a_commit(reception: Reception, tmp_path: Path, closed_later: ClosedLater) -> None:
+    other = closed_later(Journal(tmp_path / "journal.sqlite", "other"))
     with ExitStack() as stack:
         clients = [stack.enter_context(reception.client()) for _ in range(8)]
         with other.write(durable=False):  # hold the writers' lock until all of them wait

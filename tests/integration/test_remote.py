@@ -89,7 +89,7 @@ class Box:
     def engine(self, port: int, **more: Any) -> WithFallback:
         sha256 = hashlib.sha256(self.model.read_bytes()).hexdigest()
         settings = {"url": f"127.0.0.1:{port}", "model": "m", "connect_s": 10.0, "max_message_bytes": MESSAGE}
-        tls = more.pop("tls", None)
+        tls, monotonic = more.pop("tls", None), more.pop("monotonic", time.monotonic)
         runtime = ChildRuntime(
             ChildSettings(
                 interpreter=Path(sys.executable), runtime="kserve", runtime_settings={**settings, "tls": tls}, reap_s=1
@@ -100,7 +100,7 @@ class Box:
         wanted = Preferred(
             name=f"m at 127.0.0.1:{port}", model=self.model, sha256=sha256, verify=self.verify, **given | more
         )
-        self.engines.append(WithFallback(runtime, self.here, wanted))
+        self.engines.append(WithFallback(runtime, self.here, wanted, monotonic))
         return self.engines[-1]
 
 
@@ -403,6 +403,71 @@ def test_what_is_slow_here_leaves_the_server_a_fifth(box: Box) -> None:
         engine._slowest_s = 1000.0
         check(engine, local=False, deadline_s=60.0)
         check(engine, local=True, words="no time to ask it", deadline_s=4.0)  # of which a fifth is not worth it
+
+
+@dataclass
+class Clock:
+    """Moved by hand, in seconds."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def read_in_runs(engine: WithFallback, clock: Clock, runs: int) -> list[str]:
+    """A study of a minute; who answered each of them."""
+    engine.begin(60.0)
+    until, who = clock.now + 60.0, []
+    for _ in range(runs):
+        assert engine.infer({"x": X}, until - clock.now)["y"].tolist() == (X + 1).tolist()
+        who.append(engine.runtime)
+    return who
+
+
+@pytest.fixture
+def slowly() -> tuple[Clock, Double]:
+    """A server, each answer of which takes 10 seconds of that clock."""
+    clock = Clock()
+
+    def run(inputs: Mapping[str, Array], gone: Callable[[], bool]) -> dict[str, Array]:
+        clock.now += 10.0
+        return right(inputs, gone)
+
+    return clock, double(run)
+
+
+@pytest.mark.promise("P6")
+def test_a_study_that_is_read_in_many_runs_gives_a_slow_server_one_share_of_its_time(
+    box: Box, slowly: tuple[Clock, Double]
+) -> None:
+    clock, served = slowly
+    with serving(served) as port:
+        engine = box.engine(port, monotonic=clock)
+        engine.tend()
+        for _ in range(2):
+            assert read_in_runs(engine, clock, 6) == ["kserve"] * 3 + ["onnx"] * 3
+            assert "this box ran it instead: it has used up its share of the study's time" in engine.degraded
+        in_front = WithFallback(engine._runtime, engine, None, clock)  # where nothing is preferred to it
+        assert read_in_runs(in_front, clock, 6) == ["kserve"] * 3 + ["onnx"] * 3
+        assert read_in_runs(engine, clock, 1) == ["kserve"]
+        assert engine._study is not None
+        engine._study.last_run_s = 31.0  # more than the 20 s that are left to it: it would be cut off
+        engine.infer({"x": X}, 50.0)
+        assert (engine.runtime, engine._failures) == ("onnx", 0)
+        engine.infer({"x": X}, 600.0)  # a run of its own
+        assert engine.runtime == "kserve"
+
+
+@pytest.mark.promise("P6")
+def test_this_box_is_left_the_time_for_all_runs_that_are_still_to_come(box: Box, slowly: tuple[Clock, Double]) -> None:
+    clock, served = slowly
+    with serving(served) as port:
+        engine = box.engine(port, monotonic=clock)
+        engine.tend()
+        assert len(read_in_runs(engine, clock, 8)) == 8
+        engine._slowest_s = 4.0  # twice that for each of 8 is more than there is: the server has a fifth
+        assert read_in_runs(engine, clock, 8)[:3] == ["kserve", "kserve", "onnx"]
 
 
 def test_a_child_that_is_killed_between_two_studies(box: Box) -> None:

@@ -23,7 +23,7 @@ from appliance.wiring import forward, receive
 from appliance.wiring.common import EX_FAILED, EX_LATCHED, EX_OK, Worker, join, publish_facts
 from appliance.wiring.confirm import confirmers
 from appliance.wiring.reporting import Reporters
-from tests.journals import CT_IMAGE, SERIES
+from tests.journals import CT_IMAGE, SERIES, ClosedLater
 from tests.waiting import eventually
 
 LIMITS = Reserve(free_bytes=0, free_inodes=0, journal_bytes=0)
@@ -82,12 +82,12 @@ def test_facts_are_replaced_whole_by_many_at_once_and_lost_with_no_harm(tmp_path
 
 
 @pytest.mark.promise("P4")
-def test_a_spool_is_given_to_one_journal_and_to_no_other(tmp_path: Path) -> None:
+def test_a_spool_is_given_to_one_journal_and_to_no_other(tmp_path: Path, closed_later: ClosedLater) -> None:
     spool = Spool(tmp_path / "spool", "received", LIMITS)
-    first, second = Journal(tmp_path / "one", "test"), Journal(tmp_path / "two", "test")
+    first, second = closed_later(Journal(tmp_path / "one", "test")), closed_later(Journal(tmp_path / "two", "test"))
     join(spool, first)
     join(spool, first)
-    join(Spool(tmp_path / "spool", "results", LIMITS), Journal(tmp_path / "one", "analyse"))
+    join(Spool(tmp_path / "spool", "results", LIMITS), closed_later(Journal(tmp_path / "one", "analyse")))
     with pytest.raises(StoreFailed, match="scanside recover"):
         join(spool, second)
     spool.own(second.identity)  # what recover does when it is through
@@ -95,12 +95,12 @@ def test_a_spool_is_given_to_one_journal_and_to_no_other(tmp_path: Path) -> None
 
 
 @pytest.mark.promise("P4")
-def test_the_configured_proof_is_what_frees_a_copy(tmp_path: Path) -> None:
+def test_the_configured_proof_is_what_frees_a_copy(tmp_path: Path, closed_later: ClosedLater) -> None:
     options = {"kind": "dimse", "host": "127.0.0.1", "port": 104, "called_ae": "PACS", "takes": ["image"], "keep_h": 2}
     named = [{**options, "name": proof, "proof": proof} for proof in ("store", "commitment", "find")]
     config = Config.model_validate({"state": str(tmp_path), "destinations": named})
     spool = Spool(tmp_path / "spool", "received", LIMITS)
-    retainer = forward._retainer(config, Journal(tmp_path / "j", "forward"), spool, lambda *_: None)
+    retainer = forward._retainer(config, closed_later(Journal(tmp_path / "j", "forward")), spool, lambda *_: None)
     keeps = retainer._upkeep.rules.keeps
     assert {name: keep.commitment for name, keep in keeps.items()} == {
         "store": False,
@@ -111,12 +111,12 @@ def test_the_configured_proof_is_what_frees_a_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("P4")
-def test_files_that_are_nobodys_are_given_to_no_journal(tmp_path: Path) -> None:
+def test_files_that_are_nobodys_are_given_to_no_journal(tmp_path: Path, closed_later: ClosedLater) -> None:
     spool = Spool(tmp_path / "spool", "received", LIMITS)
     incoming = spool.begin(SERIES.encode())
     incoming.finish()
     with pytest.raises(StoreFailed, match="scanside recover"):
-        join(spool, Journal(tmp_path / "j", "test"))
+        join(spool, closed_later(Journal(tmp_path / "j", "test")))
     assert spool.files() == [incoming.name]
 
 
@@ -148,11 +148,11 @@ def test_commitment_is_served_to_whom_the_config_says_at_its_address_and_steps_t
     assert receive._policy(asking({})).accepts(MODALITY_PERFORMED_PROCEDURE_STEP)
 
 
-def test_an_ae_title_at_several_addresses_is_answered_once(tmp_path: Path) -> None:
+def test_an_ae_title_at_several_addresses_is_answered_once(tmp_path: Path, closed_later: ClosedLater) -> None:
     said = {"commitment": "delivered", "reports_to": "[2001:db8::1]:104"}
     config = asking(said, {**said, "address": "127.0.0.2"}, {"ae_title": "CT02"})
     spool = Spool(tmp_path / "spool", "received", LIMITS)
-    desk = Desk(journal=Journal(tmp_path / "j", "forward"), log=lambda *_: None, changed=lambda: None)
+    desk = Desk(journal=closed_later(Journal(tmp_path / "j", "forward")), log=lambda *_: None, changed=lambda: None)
     assert [one.calling_ae for one in confirmers(config, spool, desk)] == ["CT01"]
 
 

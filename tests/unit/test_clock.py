@@ -1,5 +1,7 @@
 """Appliance time: goes on across boots, and no wall clock ever moves it."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +13,15 @@ from appliance.journal.clock import EARLIEST, Clock
 from appliance.journal.store import Journal
 from tests.journals import Hands, arrival, count, events, open_journal, receive
 
+Open = Callable[[str], Journal]
+
+
+@pytest.fixture
+def journal_of(tmp_path: Path) -> Iterator[Open]:
+    """The journal, as a process of this name has it; closed in the end."""
+    with ExitStack() as opened:
+        yield lambda process: opened.enter_context(closing(Journal(tmp_path / "j", process)))
+
 
 def reboot(journal: Journal) -> None:
     """Let the journal believe that what it holds was written in another boot."""
@@ -18,42 +29,42 @@ def reboot(journal: Journal) -> None:
         tx.sql("UPDATE meta SET value='another boot' WHERE key='boot_id'")
 
 
-def test_all_processes_of_a_boot_have_one_clock(tmp_path: Path) -> None:
-    first, second = Journal(tmp_path / "j", "receive"), Journal(tmp_path / "j", "forward")
+def test_all_processes_of_a_boot_have_one_clock(journal_of: Open) -> None:
+    first, second = journal_of("receive"), journal_of("forward")
     assert first.clock.base_ms == second.clock.base_ms
     assert 0 <= second.clock.tick() - first.clock.tick() < 1000
 
 
-def test_a_new_boot_goes_on_where_the_last_one_was_seen(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", "receive")
+def test_a_new_boot_goes_on_where_the_last_one_was_seen(journal_of: Open) -> None:
+    journal = journal_of("receive")
     with journal.write(durable=False) as tx:
         tx.history("something")
         seen = tx.tick
         tx.sql("UPDATE history SET tick=tick+3600000")
     reboot(journal)
 
-    after = Journal(tmp_path / "j", "receive").clock.tick()
+    after = journal_of("receive").clock.tick()
     assert 0 <= after - (seen + 3_600_000) < 5000
 
 
-def test_a_tick_noted_without_any_event_counts_too(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", "forward")
+def test_a_tick_noted_without_any_event_counts_too(journal_of: Open) -> None:
+    journal = journal_of("forward")
     journal.clock = replace(journal.clock, base_ms=journal.clock.base_ms + 50_000_000)
     before = journal.clock.tick()
     copies.note_tick(journal)
     reboot(journal)
 
-    assert 0 <= Journal(tmp_path / "j", "forward").clock.tick() - before < 5000
+    assert 0 <= journal_of("forward").clock.tick() - before < 5000
 
 
-def test_only_the_first_process_of_a_boot_decides(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", "receive")
+def test_only_the_first_process_of_a_boot_decides(journal_of: Open) -> None:
+    journal = journal_of("receive")
     reboot(journal)
-    first = Journal(tmp_path / "j", "receive")
+    first = journal_of("receive")
     with first.write(durable=False) as tx:
         tx.history("much later")
         tx.sql("UPDATE history SET tick=tick+999999999")
-    assert Journal(tmp_path / "j", "forward").clock.base_ms == first.clock.base_ms
+    assert journal_of("forward").clock.base_ms == first.clock.base_ms
 
 
 @pytest.mark.parametrize(
@@ -75,8 +86,12 @@ def test_an_implausible_wall_clock_is_told(now: datetime, implausible: bool) -> 
 def decisions(path: Path, wall: list[datetime]) -> tuple[list[str], list[int], int]:
     """What becomes of an arrival, its silence and its repeat, under a wall clock that reads these times in turn."""
     hands, times = Hands(), iter(wall)
-    journal = open_journal(path, hands=hands)
-    journal.clock = replace(journal.clock, wall_clock=lambda: next(times))
+    with closing(open_journal(path, hands=hands)) as journal:
+        journal.clock = replace(journal.clock, wall_clock=lambda: next(times))
+        return decided(journal, hands)
+
+
+def decided(journal: Journal, hands: Hands) -> tuple[list[str], list[int], int]:
     receive(journal, arrival(1))
     closed = []
     for hands.ms in (19_999, 20_000):

@@ -24,6 +24,7 @@ TARGET = Target(
     profiles={"x": ((1, 2), (2, 2), (4, 2))},
     precision="fp16",
     flags=("strongly_typed",),
+    workspace_mb=1024,
     builder="b" * 64,
 )
 OTHER: dict[str, object] = {
@@ -36,6 +37,7 @@ OTHER: dict[str, object] = {
     "profiles": {"x": ((1, 2), (2, 2), (8, 2))},
     "precision": "fp32",
     "flags": (),
+    "workspace_mb": 512,
     "builder": "d" * 64,
 }
 
@@ -86,6 +88,36 @@ def test_of_several_stale_plans_the_nearest_is_told(tmp_path: Path) -> None:
     stored(tmp_path, replace(TARGET, gpu="Another GPU", driver="1", precision="fp32"))
     stored(tmp_path, replace(TARGET, driver="1"))
     with pytest.raises(PlanRefused, match=r"^the plan that is there is stale: driver was '1', is '550[^;]*$"):
+        find(tmp_path, TARGET)
+
+
+@pytest.mark.parametrize("limits", [(512,), (300, 512, 2048), (512, 300)])
+def test_a_plan_that_was_built_with_less_to_work_in_goes_on_serving(tmp_path: Path, limits: tuple[int, ...]) -> None:
+    """A budget that is raised has nothing built anew."""
+    plans = {limit: stored(tmp_path, replace(TARGET, workspace_mb=limit)) for limit in limits}
+    assert find(tmp_path, TARGET) == plans[512]
+    exact = stored(tmp_path)
+    assert find(tmp_path, TARGET) == exact
+    assert find(tmp_path, replace(TARGET, workspace_mb=4096)) == plans.get(2048, exact)
+    with pytest.raises(PlanRefused, match="driver was"):
+        find(tmp_path, replace(TARGET, driver="1"))
+
+
+def test_a_plan_that_was_built_with_more_to_work_in_may_not_fit_and_the_setting_is_named(tmp_path: Path) -> None:
+    stored(tmp_path)
+    now = replace(TARGET, workspace_mb=300)
+    with pytest.raises(PlanRefused, match=r"stale: workspace_mb was 1024, is 300 \(analyse\.gpu_memory_mb ") as no:
+        find(tmp_path, now)
+    assert no.value.key == now.key
+
+
+@pytest.mark.parametrize("limit", ["much", -1, True, 1e9, None, [512], 512])
+def test_what_a_key_file_says_of_the_workspace_is_not_believed(tmp_path: Path, limit: object) -> None:
+    plan = stored(tmp_path, replace(TARGET, workspace_mb=300))
+    facts = json.loads(beside(plan).read_text())
+    facts["target"]["workspace_mb"] = limit
+    beside(plan).write_text(json.dumps(facts))
+    with pytest.raises(PlanRefused, match="stale: workspace_mb was "):
         find(tmp_path, TARGET)
 
 
