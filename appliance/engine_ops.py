@@ -330,8 +330,8 @@ class Segmentation(PostprocessOp):
 
     `probabilities`: an output (1, labels, z, y, x), after a channel of background where `background` is set; marked
     is what is at or above the label's threshold, and a finding has its peak for a score. `classes`: (1, 1, z, y, x)
-    of whole numbers, 0 for background, 1 for the first label; the score is 1. A measure of each label states all that
-    is marked, in ml.
+    of whole numbers, 0 for background, 1 for the first label; it has no score, which `min_score` of a rule takes
+    for 1. A measure of each label states all that is marked, in ml.
     """
 
     joined: ClassVar[Literal["", "mean", "union"]] = "mean"

@@ -157,7 +157,7 @@ class EngineIdentity:
     version: str
     status: str  #: "reference" or "site_accepted"
     package_sha256: str
-    model_sha256: str
+    model_sha256: str  #: of the file that ran, or that the plan was compiled from: the model's, or a variant's
     runtime: str = ""  #: "onnx"
     runtime_version: str = ""
     device: str = ""  #: "CPU (AMD EPYC)"
@@ -178,6 +178,7 @@ class Finding:
     long_axis_mm: float | None = None
     short_axis_mm: float | None = None
     volume_mm3: float | None = None
+    has_score: bool = True  #: False: the model states none, `score` is 1, and no result speaks of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

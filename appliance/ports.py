@@ -210,6 +210,7 @@ class LoadedEngine(Protocol):
     device: str
     degraded: str  #: why it does not run where it should, in words; "" if it does
     plan_sha256: str  #: of the plan that runs; "": the model itself does
+    variant_sha256: str  #: of the file that it was compiled from, where that is a variant of the model
     last_run_ms: float  #: of the last `infer`: inside the runtime's run call, measured in the child
 
     def infer(

@@ -163,7 +163,8 @@ def _finding_row(one: Said) -> tuple[object, ...]:
     finding = one.finding
     where = _place(finding.centre_mm) if finding.centre_mm else ""
     size = f"{finding.long_axis_mm:.0f} mm" if finding.long_axis_mm else ""
-    return one.engine, finding.label, f"{finding.score:.2f}", where, size
+    score = f"{finding.score:.2f}" if finding.has_score else ""
+    return one.engine, finding.label, score, where, size
 
 
 def _place(centre_mm: Sequence[float]) -> str:

@@ -1,6 +1,7 @@
 """From what a model marks in a volume to findings: its connected parts, measured on the model's grid."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,8 @@ def segmentation(
         for part in parts(marked, 1 if op.largest_only else op.max_findings):
             if part.weight * voxel_mm3 >= op.min_ml * 1000:
                 score = 1.0 if scores is None else round(float(scores[part.window][part.mask].max()), 4)
-                findings.append(_finding(name, score, part, grid, volume))
+                found = _finding(name, score, part, grid, volume)
+                findings.append(replace(found, has_score=scores is not None))
     findings.sort(key=lambda finding: -(finding.volume_mm3 or 0.0))
     return Said(findings=listed(findings, op.max_findings), measures=measures)
 

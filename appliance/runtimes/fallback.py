@@ -54,6 +54,7 @@ class Preferred:
     max_message_bytes: int | None = None  #: of its inputs; None: any
     plan_sha256: str = ""  #: where it is a plan
     precision: str = ""  #: where it is another than the model's
+    variant_sha256: str = ""  #: of the file that is of this precision
     degraded: str = ""  #: why it is not what is asked for, though better than what is here
     is_final: bool = False  #: once it is found wrong it is not asked again: it cannot be mended where it is
 
@@ -287,14 +288,15 @@ class WithFallback:
         self._failures, self._fault = 0, ""
         self.runtime, self.device = preferred.runtime, preferred.device
         self.runtime_version = f"{preferred.runtime_version} {wanted.precision}".rstrip()
-        self.plan_sha256 = wanted.plan_sha256
+        self.plan_sha256, self.variant_sha256 = wanted.plan_sha256, wanted.variant_sha256
         self._is_here, self.degraded = False, wanted.degraded
 
     def _here(self, why: str) -> None:
         local, wanted = self._local, self._wanted
         self._is_here, self._why = True, why
         self.runtime, self.runtime_version, self.device = local.runtime, local.runtime_version, local.device
-        self.plan_sha256, self.last_run_ms = local.plan_sha256, local.last_run_ms
+        self.plan_sha256, self.variant_sha256 = local.plan_sha256, local.variant_sha256
+        self.last_run_ms = local.last_run_ms
         told = f"{wanted.name} was not used, {wanted.instead} ran it instead: {why}" if wanted else why
         self.degraded = "; ".join(part for part in (told, local.degraded) if part)
 
@@ -309,7 +311,7 @@ class _Patient:
             preferred.runtime_version,
             preferred.device,
         )
-        self.degraded = self.plan_sha256 = ""
+        self.degraded = self.plan_sha256 = self.variant_sha256 = ""
         self.last_run_ms = 0.0
 
     def infer(self, inputs: Mapping[str, Array], deadline_s: float, cancelled: Cancelled = _never) -> dict[str, Array]:

@@ -97,7 +97,7 @@ class ChildEngine:
         self.runtime_version = ""
         self.device = ""
         self.degraded = ""
-        self.plan_sha256 = ""
+        self.plan_sha256 = self.variant_sha256 = ""
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.last_run_ms = 0.0  #: inside the runtime's own run call, as measured in the child

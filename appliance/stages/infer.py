@@ -342,6 +342,7 @@ class Inferrer:
 def _on(identity: EngineIdentity, loaded: LoadedEngine) -> EngineIdentity:
     return replace(
         identity,
+        model_sha256=loaded.variant_sha256 or identity.model_sha256,
         runtime=loaded.runtime,
         runtime_version=loaded.runtime_version,
         device=loaded.device,

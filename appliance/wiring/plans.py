@@ -303,6 +303,7 @@ def _preferred(package: EnginePackage, model: ModelFile, plan: BuiltPlan, why_no
         share=SHARE,
         tend_s=TEND_S,
         precision="" if model.precision == MODEL else model.precision,
+        variant_sha256="" if model.precision == MODEL else model.sha256,
         degraded=why_not_best,
         plan_sha256=plan.sha256,
         is_final=True,

@@ -88,6 +88,7 @@ class Fake:
     runtime_version: str = "1"
     device: str = "none"
     degraded: str = ""
+    variant_sha256: str = ""
     plan_sha256: str = ""
     last_run_ms: float = 1.0
     ran: int = 0

@@ -540,6 +540,7 @@ def test_a_plan_of_the_precision_that_is_asked_for_is_judged_by_the_variant_s_to
     assert study(engine) == 0.91
     assert (engine.plan_sha256, engine.degraded) == (site.verified_plan, "")
     assert (engine.runtime, engine.runtime_version.endswith(" fp16")) == ("simulated", True)
+    assert engine.variant_sha256 == load_package(site.named.folder).manifest.files["model.fp16.onnx"]
     report = site.shop.verify(site.named, lambda *_: None)[0]
     assert (report.precision, report.plan_sha256) == ("fp16", site.verified_plan)
     assert report.model_sha256 == load_package(site.named.folder).manifest.files["model.fp16.onnx"]
@@ -566,6 +567,7 @@ def test_half_precision_that_decides_otherwise_never_serves_the_model_s_own_plan
     site.rest()  # then the model itself
     assert study(engine) == 0.8
     assert (engine.runtime, engine.plan_sha256) == ("simulated", site.verified_plan)
+    assert not engine.variant_sha256
     assert "not run in the precision that is asked for, but as the model itself is: as fp16: " in engine.degraded
     assert "other findings: none instead of bright" in engine.degraded
     assert site.history("analyse") == ["build", "plan_refused", "plan_failed", "build", "verify"]

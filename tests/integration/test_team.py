@@ -40,6 +40,7 @@ class Loaded:
     runtime_version: str = "1"
     device: str = "none"
     degraded: str = ""
+    variant_sha256: str = ""
     plan_sha256: str = ""
     last_run_ms: float = 1.0
 

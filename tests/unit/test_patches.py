@@ -43,6 +43,7 @@ class Loaded:
     runtime_version: str = "1"
     device: str = "none"
     degraded: str = ""
+    variant_sha256: str = ""
     plan_sha256: str = ""
     last_run_ms: float = 2.0
     doubts: list[str] = field(default_factory=list)

@@ -190,6 +190,13 @@ def test_a_finding_without_measurements_or_place_and_with_a_private_code() -> No
     assert [item.CodingSchemeDesignator for item in report.CodingSchemeIdentificationSequence] == ["99SITE"]
 
 
+@pytest.mark.promise("P6")
+def test_no_certainty_is_stated_that_the_model_did_not_state() -> None:
+    group = groups_of(report_of(context([finding(2, score=1.0, has_score=False)])))[1]
+    names = [name_of(item) for item in children(group, value_type="NUM")]
+    assert names == ["103339001", "103340004", "118565006"]
+
+
 def test_a_finding_whose_label_is_not_in_the_manifest_is_not_lost() -> None:
     assert coded(groups_of(report_of(context([finding(3, label="unheard of")])))[1])[FINDING] == "49755003"
 

@@ -113,6 +113,12 @@ def test_finding_line_rounds_to_what_can_be_told_apart() -> None:
     assert wording.finding_line(context(), 2, bare) == "2  unknown, score 50%"
 
 
+@pytest.mark.promise("P6")
+def test_no_score_is_told_that_the_model_did_not_state() -> None:
+    line = wording.finding_line(context(), 1, replace(NODULE, score=1.0, has_score=False))
+    assert line == "1  Nodule, right, 14.2 x 9.8 mm, 812 mm3"
+
+
 def test_time_is_said_with_its_zone() -> None:
     local = context().concluded_at.astimezone(timezone(timedelta(hours=-3, minutes=-30)))
     assert wording.concluded(local) == "Concluded 2026-11-23 22:45:00 -0330"
@@ -168,6 +174,9 @@ def test_identity_depends_on_the_statement_and_not_on_the_time_it_took() -> None
     assert outcome_hash(slower) == outcome_hash(case.outcome)
     assert outcome_hash(replace(case.outcome, measures={"a": 5})) == outcome_hash(
         replace(case.outcome, measures={"a": 5.0})
+    )
+    assert outcome_hash(context(conclusion=Conclusion.FINDING, findings=(NODULE,)).outcome) == (
+        "2d31aef8248a3a1c58d26c030ea15dbbe80725fa03fcb68b1a8d0afac59b53bf"  # of all releases, or each sends it anew
     )
     changes = (
         replace(case, outcome=replace(case.outcome, late=True)),

@@ -58,6 +58,7 @@ def test_a_block_is_measured(volume: Volume) -> None:
     answer[0, 0, 4, 11, 13] = 0.95
     found = said(volume, OP, answer)
     (finding,) = found.findings
+    assert finding.has_score
     assert (finding.label, finding.score, finding.volume_mm3) == ("blood", 0.95, 90)
     assert found.measures == {"blood_ml": 0.09, "oedema_ml": 0.0}
     assert finding.box == (12, 10, 18, 20)
@@ -103,6 +104,7 @@ def test_classes_are_numbers_of_labels(volume: Volume) -> None:
     answer = np.zeros((1, 1, *SHAPE), np.int64)
     answer[0, 0][BLOCK] = 2
     (finding,) = said(volume, CLASSES, answer).findings
+    assert not finding.has_score
     assert (finding.label, finding.score, finding.volume_mm3) == ("oedema", 1.0, 90)
 
 

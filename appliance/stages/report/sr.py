@@ -174,7 +174,8 @@ def _finding_group(
 
 def _measurements(finding: Finding) -> Iterator[tuple[Code, float, Code]]:
     """Rounded to what can be told apart: a tenth of a millimetre, a whole cubic millimetre."""
-    yield codes.CERTAINTY, round(100 * finding.score, 1), codes.PERCENT
+    if finding.has_score:
+        yield codes.CERTAINTY, round(100 * finding.score, 1), codes.PERCENT
     if finding.long_axis_mm is not None:
         yield codes.LONG_AXIS, round(finding.long_axis_mm, 1), codes.MILLIMETRE
     if finding.short_axis_mm is not None:

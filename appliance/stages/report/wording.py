@@ -104,7 +104,8 @@ def size(finding: Finding) -> str:
 
 def finding_line(context: ReportContext, number: int, finding: Finding) -> str:
     side = {"R": "right", "L": "left"}.get(finding.laterality, "")
-    parts = [context.label(finding.label).text, side, f"score {finding.score:.0%}", size(finding)]
+    score = f"score {finding.score:.0%}" if finding.has_score else ""
+    parts = [context.label(finding.label).text, side, score, size(finding)]
     return f"{number}  " + ", ".join(part for part in parts if part)
 
 
