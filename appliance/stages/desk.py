@@ -51,9 +51,11 @@ class Desk:
     def engine(self, key: str) -> EngineOnDuty | None:
         return next((engine for engine in self.engines if engine.key == key), None)
 
-    def author(self, key: str) -> EngineOnDuty | None:
-        """Of an outcome: the engine may have given way to another release since."""
-        return next((engine for engine in (*self.engines, *self.former()) if engine.key == key), None)
+    def author(self, key: str, package_sha256: str) -> EngineOnDuty | None:
+        """Of an outcome: the engine may have given way to another release since, even to one of the same version."""
+        known = [engine for engine in (*self.engines, *self.former()) if engine.key == key]
+        exact = (engine for engine in known if engine.package.package_sha256 == package_sha256)
+        return next(exact, known[0] if known else None)
 
     def other_version(self, key: str) -> EngineOnDuty | None:
         """The engine on duty that has the same id."""

@@ -498,6 +498,17 @@ def test_of_a_study_the_series_that_the_engine_can_take_is_read(ct: Rig) -> None
     assert job.series_instance_uid == "1.2.3.4"
 
 
+@pytest.mark.promise("P8")
+def test_of_two_packages_of_one_version_the_one_that_spoke_is_the_author(rig: Rig) -> None:
+    (gone,) = rig.desk.engines
+    new = replace(gone, package=replace(gone.package, package_sha256="f" * 64))
+    desk = replace(rig.desk, engines=[new], former=lambda: [gone])
+    assert desk.author(gone.key, gone.package.package_sha256) is gone
+    assert desk.author(gone.key, new.package.package_sha256) is new
+    assert desk.author(gone.key, "0" * 64) is new
+    assert desk.author("other@1", gone.package.package_sha256) is None
+
+
 @pytest.mark.promise("P6")
 def test_one_unreadable_image_does_not_silence_a_study(ct: Rig) -> None:
     slices = axial("1.2.3.4", 5, 3.0)

@@ -121,7 +121,8 @@ class Reporter:
 
     def _build(self, job: Job, *, with_pixels: bool) -> tuple[list[_Item], str]:
         """The results of a job and where they are owed; or none, and why. Without pixels no decoder is in the way."""
-        engine, outcome = self._desk.author(job.engine), job.outcome
+        outcome = job.outcome
+        engine = self._desk.author(job.engine, outcome.engine.package_sha256) if outcome is not None else None
         if engine is None or outcome is None:
             return [], "the engine is no longer configured"
         if not engine.publish:
