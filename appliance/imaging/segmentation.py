@@ -1,10 +1,11 @@
 """From what a model marks in a volume to findings: its connected parts, measured on the model's grid."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from appliance.engine_manifest import Label
 from appliance.engine_ops import Segmentation
@@ -16,6 +17,18 @@ from appliance.imaging.outputs import Outputs, Said, listed, nonsense
 from appliance.imaging.preprocess import ModelImage
 from appliance.imaging.volume import Volume
 from appliance.model import Finding
+
+Window = tuple[slice, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Marked:
+    """Of one label: where it is, in a window that holds all of it."""
+
+    name: str
+    window: Window
+    mask: Mask
+    scores: Float | None = None  #: in that window
 
 
 def segmentation(
@@ -30,33 +43,42 @@ def segmentation(
     voxel_mm3 = float(np.prod(grid.spacing_mm))
     findings: list[Finding] = []
     measures: dict[str, float] = {}
-    for name, everywhere, values in _marked(op, labels, answers, image.image.shape):
-        marked, scores = everywhere[inside], None if values is None else values[inside]
-        measures[f"{name}_ml"] = round(float(np.count_nonzero(marked)) * voxel_mm3 / 1000, 2)
-        for part in parts(marked, 1 if op.largest_only else op.max_findings):
+    for one in _marked(op, labels, answers, image.image.shape, inside):
+        measures[f"{one.name}_ml"] = round(float(np.count_nonzero(one.mask)) * voxel_mm3 / 1000, 2)
+        for part in parts(one.mask, 1 if op.largest_only else op.max_findings):
             if part.weight * voxel_mm3 >= op.min_ml * 1000:
-                score = 1.0 if scores is None else round(float(scores[part.window][part.mask].max()), 4)
-                found = _finding(name, score, part, grid, volume)
-                findings.append(replace(found, has_score=scores is not None))
+                score = 1.0 if one.scores is None else round(float(one.scores[part.window][part.mask].max()), 4)
+                found = _finding(one.name, score, _moved(part, one.window), grid, volume)
+                findings.append(replace(found, has_score=one.scores is not None))
     findings.sort(key=lambda finding: -(finding.volume_mm3 or 0.0))
     return Said(findings=listed(findings, op.max_findings), measures=measures)
 
 
 def _marked(
-    op: Segmentation, labels: Mapping[str, Label], answers: Outputs, shape: tuple[int, ...]
-) -> Iterator[tuple[str, Mask, Float | None]]:
-    """(label, where it is marked, its scores there) of each label, one after the other: they may be large."""
+    op: Segmentation, labels: Mapping[str, Label], answers: Outputs, shape: tuple[int, ...], inside: Window
+) -> Iterator[_Marked]:
+    """What of each label lies within `inside`, one after the other: they may be large."""
     wanted = (1, op.channels, *shape)
     if op.kind == "classes":
         classes = outputs.whole_numbers(answers, op.output, wanted)[0, 0]
         if classes.min() < 0 or classes.max() > len(op.labels):
             raise nonsense(f"{op.output} names classes that are none of {len(op.labels)} labels")
-        for number, name in enumerate(op.labels, 1):
-            yield name, classes == number, None
+        classes = classes[inside]
+        for number, window in enumerate(ndimage.find_objects(classes, len(op.labels)), 1):
+            around = window or (slice(0, 1),) * 3  # there is none of it, in any place
+            yield _Marked(name=op.labels[number - 1], window=around, mask=classes[around] == number)
         return
     scores = outputs.scores(answers, op.output, wanted)[0]
     for name, values in zip(op.labels, scores[int(op.background) :], strict=True):
-        yield name, values >= np.float32(labels[name].threshold), values
+        cut = values[inside]
+        whole = tuple(slice(0, size) for size in cut.shape)
+        yield _Marked(name=name, window=whole, mask=cut >= np.float32(labels[name].threshold), scores=cut)
+
+
+def _moved(part: Part, window: Window) -> Part:
+    """The same part, in the whole that the window is of."""
+    sides = zip(part.window, window, strict=True)
+    return replace(part, window=tuple(slice(own.start + of.start, own.stop + of.start) for own, of in sides))
 
 
 def _finding(name: str, score: float, part: Part, grid: Grid, volume: Volume) -> Finding:

@@ -103,8 +103,10 @@ def test_a_channel_of_background_is_no_label(volume: Volume) -> None:
 def test_classes_are_numbers_of_labels(volume: Volume) -> None:
     answer = np.zeros((1, 1, *SHAPE), np.int64)
     answer[0, 0][BLOCK] = 2
-    (finding,) = said(volume, CLASSES, answer).findings
+    found = said(volume, CLASSES, answer)
+    (finding,) = found.findings
     assert not finding.has_score
+    assert (finding.box, found.measures) == ((12, 10, 18, 20), {"blood_ml": 0.0, "oedema_ml": 0.09})
     assert (finding.label, finding.score, finding.volume_mm3) == ("oedema", 1.0, 90)
 
 
