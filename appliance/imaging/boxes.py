@@ -104,18 +104,28 @@ def _kept(op: BoxOutputs, found: _Found, corners: Corners, shape: tuple[int, ...
 
 
 class Union:
-    """The boxes of many patches of one volume, as if one run had answered them all; of a label `MOST_CANDIDATES`."""
+    """The boxes of many patches of one volume, as if one run had answered them all; of a label `MOST_CANDIDATES`.
+
+    What a patch's edge cuts off is no other lesion: of boxes about the edge only the patch tells that sees what is
+    beyond it.
+    """
 
     def __init__(self, op: Boxes3D, labels: Mapping[str, Label]) -> None:
         self._op, self._labels = op, labels
         self._all: _Listed | None = None
 
-    def add(self, answers: Outputs, start: tuple[int, ...]) -> None:
-        """Those of the patch that begins at this voxel (z, y, x). Raises RuntimeFailed."""
+    def add(self, answers: Outputs, start: tuple[int, ...], own: NDArray[np.float64]) -> None:
+        """Those of the patch that begins at this voxel (z, y, x), with their centre in `own`: (axes, 2), least and
+        greatest. Raises RuntimeFailed.
+        """
         found = _best(self._op, self._labels, _read(self._op, answers))
-        shift = np.array(start[::-1] if self._op.axes == "xyz" else start, np.float32)
+        turn = slice(None, None, -1 if self._op.axes == "xyz" else 1)
+        shift = np.array(start[turn], np.float32)
         ends = shift if self._op.layout == "corners" else np.zeros_like(shift)  # a size stays what it is
         found = replace(found, boxes=found.boxes + np.concatenate([shift, ends]))
+        centres = _corners(self._op, found.boxes).mean(axis=1)
+        low, high = own[turn].T
+        found = found.at(np.flatnonzero(((centres >= low) & (centres <= high)).all(axis=1)))
         whole = found if self._all is None else self._all.and_also(found)
         self._all = _best(self._op, self._labels, whole)
 

@@ -10,7 +10,7 @@ The deadline and `cancelled` are of the whole volume; both are looked at before 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from math import ceil, prod
 
 import numpy as np
@@ -27,6 +27,7 @@ from appliance.ports import Array, LoadedEngine
 MAX_PATCHES = 10_000
 MAX_JOINED = 2**26  #: elements of all outputs together: 256 MB
 SIGMA = 1 / 8  #: of a patch's length, of the Gaussian about its centre
+EDGE = 0.25  #: of an overlap: a box whose centre lies so near a patch's edge is likely to be cut off there
 LEAST_WEIGHT = 1e-3  #: of its corners, axis by axis
 
 
@@ -97,6 +98,7 @@ class _Step:
 
     start: int
     weights: Float
+    own: tuple[float, float]  #: centres of boxes between these are its own to tell
 
 
 def _row(length: int, size: int, op: SlidingWindow) -> list[_Step]:
@@ -108,9 +110,20 @@ def _row(length: int, size: int, op: SlidingWindow) -> list[_Step]:
     for start in starts:
         total[start : start + size] += shape
     return [
-        _Step(start=start, weights=(shape / total[start : start + size])[: length - start].astype(np.float32))
-        for start in starts
+        _Step(
+            start=start,
+            weights=(shape / total[start : start + size])[: length - start].astype(np.float32),
+            own=own,
+        )
+        for start, own in zip(starts, _own(starts, size), strict=True)
     ]
+
+
+def _own(starts: list[int], size: int) -> list[tuple[float, float]]:
+    """Of each place: all but the last quarter of what it has in common with its neighbours, which they see whole."""
+    edges = [before + size - (before + size - after) * np.array((EDGE, 1 - EDGE)) for before, after in pairwise(starts)]
+    lows, highs = [-np.inf, *(float(edge[1]) for edge in edges)], [*(float(edge[0]) for edge in edges), np.inf]
+    return list(zip(lows, highs, strict=True))
 
 
 def _profile(size: int, blend: str) -> NDArray[np.float64]:
@@ -144,7 +157,8 @@ class _Boxes:
         self._union = boxes.Union(op, manifest.labels)
 
     def add(self, answers: Mapping[str, Array], place: _Place) -> None:
-        self._union.add(answers, tuple(step.start for step in place))
+        own = np.array([step.own for step in place])
+        self._union.add(answers, tuple(step.start for step in place), own)
 
     def whole(self) -> dict[str, Array]:
         return self._union.whole()
