@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path(data), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--leave-out", choices=names, default="", help="a patient that is not trained on")
     parser.add_argument(
-        "--steps", type=int, default=700, metavar="N", help="of four patches each; default: %(default)s"
+        "--steps", type=int, default=4000, metavar="N", help="of four patches each; default: %(default)s"
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch; default: %(default)s")

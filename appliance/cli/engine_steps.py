@@ -54,7 +54,7 @@ def add_to(engines: typer.Typer) -> None:
 
 
 _IMPORT = teaching(
-    "scanside engines import ./ct-lesion-0.2.0.zip",
+    "scanside engines import ./ct-lesion-0.3.0.zip",
     "scanside engines import ./engines/my-engine",
     failed="it is no package, it is not signed by whom the configuration asks for, or there is no room",
 )
@@ -79,7 +79,7 @@ def import_package(
 
 _CHECK = teaching(
     "scanside engines check ct-lesion",
-    "scanside engines check ct-lesion@0.2.0 --json",
+    "scanside engines check ct-lesion@0.3.0 --json",
     failed="it gives other numbers or other findings than its package says; an imported release is then refused",
 )
 
@@ -100,7 +100,7 @@ def check(wanted: WantedArgument, config: ConfigOption = None, by: ByOption = ""
 
 _BUILD = teaching(
     "scanside engines build ct-lesion",
-    "scanside engines build ct-lesion@0.2.0 --deadline 7200",
+    "scanside engines build ct-lesion@0.3.0 --deadline 7200",
     failed="nothing on this machine compiles engines (the reason is told, and the processor serves), or it failed",
 )
 
@@ -124,7 +124,7 @@ def build(
 
 _VERIFY = teaching(
     "scanside engines verify ct-lesion",
-    "scanside engines verify ct-lesion@0.2.0 --json | jq .measured",
+    "scanside engines verify ct-lesion@0.3.0 --json | jq .measured",
     failed="it is not right on what will run it; its plan is then refused, or an imported release",
 )
 
@@ -165,7 +165,7 @@ def verify(wanted: WantedArgument, config: ConfigOption = None, by: ByOption = "
 
 _ACTIVATE = teaching(
     "scanside engines activate ct-lesion",
-    "scanside engines activate ct-lesion@0.2.0 --shadow",
+    "scanside engines activate ct-lesion@0.3.0 --shadow",
     "scanside engines activate ct-lesion@shipped",
     failed="it was not verified, or serves already; nothing was changed",
 )

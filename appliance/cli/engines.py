@@ -27,7 +27,7 @@ engines = typer.Typer(
     help="Look after the engine packages.\n\nImport a release, prove it, let it serve, and go back to the one before.",
     epilog=teaching(
         "scanside engines list",
-        "scanside engines import ./ct-lesion-0.2.0.zip",
+        "scanside engines import ./ct-lesion-0.3.0.zip",
         "scanside engines check ct-lesion       its golden cases, on the processor",
         "scanside engines build ct-lesion       compile it for this device, where that can be",
         "scanside engines verify ct-lesion      prove it on what will run it, and measure it",
