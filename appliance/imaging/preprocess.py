@@ -64,6 +64,16 @@ def run(steps: Iterable[PreprocessOp], image: NDArray[np.generic], spacing_mm: t
     return state
 
 
+def hu_window(steps: Iterable[PreprocessOp]) -> tuple[float, float] | None:
+    """What of the HU the model sees from 0 to 1, where it has a window: a second one is of what the first made."""
+    whole: tuple[float, float] | None = None
+    for step in steps:
+        if isinstance(step, Window):
+            low, high = whole or (0.0, 1.0)
+            whole = low + step.low * (high - low), low + step.high * (high - low)
+    return whole
+
+
 def channels(steps: Iterable[PreprocessOp], image: NDArray[np.generic]) -> NDArray[np.generic]:
     """The image as the model gets it: (1, channels, ...), normalised where a step says so."""
     op = next((step for step in steps if isinstance(step, Normalise)), None)
