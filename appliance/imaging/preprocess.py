@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from appliance.engine_ops import (
     MAX_ELEMENTS,
+    MAX_IN_PATCHES,
     CropToMask,
     Letterbox,
     LungHull,
@@ -29,7 +30,6 @@ from appliance.imaging.lungs import lung_hull
 from appliance.model import Reason
 
 MAX_RESAMPLED = 2**26  #: elements, before anything is cut away
-MAX_IN_PATCHES = 2**25  #: of what it gets patch by patch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,9 @@ def run(steps: Iterable[PreprocessOp], image: NDArray[np.generic], spacing_mm: t
             case _:
                 state = _apply(step, state)
     if state.image.size * count > most:
-        raise CannotAnalyse(Reason.UNSUITABLE, f"{state.image.size} elements are too many for the model")
+        raise CannotAnalyse(
+            Reason.UNSUITABLE, f"{state.image.size * count} elements are too many for the model: {most} are the most"
+        )
     return state
 
 
