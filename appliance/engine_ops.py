@@ -26,6 +26,9 @@ Region = tuple[Fraction, Fraction, Fraction, Fraction]
 Shapes = Mapping[str, tuple[int, ...]]
 
 MAX_ELEMENTS = 2**24  #: of what a model gets in one run: 64 MB, all channels of the image; each mask
+MAX_IN_PATCHES = 2**25  #: of what it gets patch by patch, all channels of the image
+MAX_JOINED = 2**26  #: of all outputs together that are averaged on the grid of the volume: 256 MB
+MAX_PATCHES = 10_000
 
 
 class ManifestPart(BaseModel):
@@ -159,6 +162,9 @@ class SlidingWindow(PreprocessOp):
 
     The deadline is of the whole volume. A golden case of such an engine is one patch and what the model answers to it,
     and what `engines verify` measures is the time of one patch.
+
+    A volume has at most MAX_IN_PATCHES elements in all its channels, MAX_JOINED in all outputs on its grid, and
+    MAX_PATCHES patches: a larger one is told as not analysed. `engines check` says how large that is.
     """
 
     op: Literal["sliding_window"]

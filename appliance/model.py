@@ -200,6 +200,7 @@ class Outcome:
     reason: Reason | None = None
     detail: str = ""
     findings: tuple[Finding, ...] = ()
+    unlisted: int = 0  #: so many more at least are above their threshold, beyond what the engine may list
     measures: dict[str, float] = field(default_factory=dict)  #: named numbers of the engine, e.g. "inverted": 0.02
     extent: Extent | None = None
     engine: EngineIdentity

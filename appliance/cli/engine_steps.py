@@ -26,6 +26,7 @@ from appliance.engine_store import leaving
 from appliance.engine_store.book import OFF
 from appliance.engine_store.store import Named
 from appliance.errors import EngineRefused
+from appliance.imaging import patches
 from appliance.wakeup import is_listening
 from appliance.wiring.common import MB
 from appliance.wiring.engine_work import Workshop, check_room, workshop
@@ -90,11 +91,15 @@ def check(wanted: WantedArgument, config: ConfigOption = None, by: ByOption = ""
     named = at.shop.store.find(wanted)
     with output.progress("golden cases") as progress:
         found = at.shop.check(named, progress)
-    output.document({"engine": named.engine_id, "release": named.release, "checked": [asdict(one) for one in found]})
+    limit = patches.limit(at.shop.store.load(named).manifest)
+    checked = [asdict(one) for one in found]
+    output.document({"engine": named.engine_id, "release": named.release, "checked": checked, "limit": limit})
     output.table(
         [Column("model", style="bold"), Column("file"), Column("golden cases"), Column("runtime"), Column("device")],
         [(one.precision, one.file, "right", f"{one.runtime} {one.runtime_version}", one.device) for one in found],
     )
+    if limit:
+        output.line(limit + ".")
     _say_next(output, at.shop, named)
 
 

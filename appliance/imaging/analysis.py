@@ -22,7 +22,7 @@ from appliance.imaging.film import Film
 from appliance.imaging.geometry import Stack
 from appliance.imaging.headers import ImageHeader
 from appliance.imaging.outputs import Outputs, Said
-from appliance.imaging.patches import Answer
+from appliance.imaging.patches import Answer, RanOn
 from appliance.imaging.preprocess import ModelImage
 from appliance.imaging.reading import ImageReader, ReaderLost
 from appliance.imaging.volume import Volume
@@ -52,6 +52,7 @@ class Reading:
     conclusion: Conclusion
     findings: tuple[Finding, ...]
     measures: dict[str, float]
+    unlisted: int = 0  #: so many more at least are above their threshold
 
 
 @contextmanager
@@ -108,7 +109,8 @@ def ask(
     op = patches.sliding_window(package.manifest)
     if op is None:
         outputs = loaded.infer(prepared.inputs, deadline_s, cancelled)
-        return Answer(outputs=outputs, run_ms=loaded.last_run_ms, degraded=loaded.degraded)
+        ran_on = RanOn.of(loaded)
+        return Answer(outputs=outputs, run_ms=loaded.last_run_ms, ran_on=ran_on, degraded=loaded.degraded)
     masks = frozenset(prepared.image.masks)
     question = patches.Question(inputs=prepared.inputs, masks=masks, deadline_s=deadline_s, cancelled=cancelled)
     return patches.ask(op, package.manifest, loaded, question)
@@ -119,7 +121,7 @@ def conclude(package: EnginePackage, prepared: Prepared, outputs: Outputs) -> Re
     """What the model's outputs mean. Raises RuntimeFailed(ENGINE_FAILED) where they are nonsense, and CannotAnalyse."""
     said = _read(package.manifest, prepared, outputs)
     conclusion = Conclusion.FINDING if said.findings else Conclusion.NO_FINDING
-    return Reading(conclusion=conclusion, findings=said.findings, measures=said.measures)
+    return Reading(conclusion=conclusion, findings=said.findings, measures=said.measures, unlisted=said.unlisted)
 
 
 def closed_geometry(paths: Sequence[Path], reader: ImageReader) -> bool:

@@ -74,7 +74,8 @@ def boxes_3d(op: Boxes3D, labels: Mapping[str, Label], volume: Volume, image: Mo
 
 def _said(op: BoxOutputs, findings: list[Finding]) -> Said:
     """The measure is of all that stayed: more than `max_findings` may have."""
-    return Said(findings=listed(findings, op.max_findings), measures={"boxes": float(len(findings))})
+    told = listed(findings, op.max_findings)
+    return Said(findings=told, measures={"boxes": float(len(findings))}, unlisted=len(findings) - len(told))
 
 
 def suppressed(corners: Corners, scores: NDArray[np.float32], iou: float) -> list[int]:

@@ -24,20 +24,29 @@ def parts(marked: Mask, most: int, values: NDArray[np.float32] | None = None) ->
     Elements that share a side are of one part. At its peak it takes about 13 bytes for each
     element, `marked` included.
     """
+    return ranked(marked, most, values)[0]
+
+
+def ranked(
+    marked: Mask, most: int, values: NDArray[np.float32] | None = None
+) -> tuple[list[Part], NDArray[np.float64]]:
+    """`parts`, and the weights of all that are not among them."""
     labels, count = ndimage.label(marked)
     if not count:
-        return []
+        return [], np.zeros(0)
     if values is None:
         weights = np.bincount(labels.ravel())[1:]
     else:
         weights = np.full(count, -np.inf, np.float32)
         np.maximum.at(weights, labels[marked] - 1, values[marked])
-    chosen = np.argsort(-weights, kind="stable")[:most]
+    order = np.argsort(-weights, kind="stable")
+    chosen, others = order[:most], order[most:]
     rank = np.zeros(count + 1, labels.dtype)
     rank[chosen + 1] = np.arange(1, chosen.size + 1)
     np.take(rank, labels, out=labels, mode="clip")  # without a mode it makes a copy first
     windows = ndimage.find_objects(labels)
-    return [
+    heaviest = [
         Part(window=window, mask=labels[window] == number, weight=float(weights[index]))
         for number, (window, index) in enumerate(zip(windows, chosen, strict=True), 1)
     ]
+    return heaviest, weights[others].astype(np.float64)

@@ -46,10 +46,12 @@ def lesion_candidates(
     findings: list[Finding] = []
     for candidate in found:
         finding = _lesion(op, candidate, volume, image, middle)
-        if finding is not None and len(findings) < op.max_findings and not _repeats(finding, findings):
+        if finding is not None and not _repeats(finding, findings):
             findings.append(finding)
+    told = tuple(findings[: op.max_findings])
     lung_ml = float(np.count_nonzero(said.mask)) * float(np.prod(said.voxel_mm)) / 1000
-    return Said(findings=tuple(findings), measures={"candidates": float(len(findings)), "lung_hull_ml": round(lung_ml)})
+    measures = {"candidates": float(len(told)), "lung_hull_ml": round(lung_ml)}
+    return Said(findings=told, measures=measures, unlisted=len(findings) - len(told))
 
 
 def label_scores(op: LabelScores, labels: Mapping[str, Label], source: Film | Volume, answers: Outputs) -> Said:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRLittleEndian
 
 from appliance.engine_manifest import Golden, Manifest, Scope
-from appliance.engine_ops import Resample, Window
+from appliance.engine_ops import Resample
 from appliance.engine_package import EnginePackage
 from appliance.errors import CannotAnalyse, RuntimeFailed
 from appliance.imaging import analysis, preprocess
@@ -166,10 +166,10 @@ def _spacing_mm(manifest: Manifest) -> float:
 
 
 def _in_hu(manifest: Manifest, image: Array) -> NDArray[np.int16]:
-    windows = [op for op in manifest.preprocess if isinstance(op, Window)]
     values = image.astype(np.float64)
-    if windows:
-        values = windows[-1].low + values * (windows[-1].high - windows[-1].low)
+    if window := preprocess.hu_window(manifest.preprocess):
+        low, high = window
+        values = low + values * (high - low)
     return np.clip(np.rint(np.nan_to_num(values)), -32768, 32767).astype(np.int16)
 
 

@@ -45,7 +45,8 @@ def heat_map(op: HeatMap, labels: Mapping[str, Label], film: Film, image: ModelI
         ]
     findings.sort(key=lambda finding: -finding.score)
     measures = {name: round(float(score), 4) for name, score in zip(op.labels, scores, strict=True)}
-    return Said(findings=listed(findings, op.max_findings), measures=measures)
+    told = listed(findings, op.max_findings)
+    return Said(findings=told, measures=measures, unlisted=len(findings) - len(told))
 
 
 def _at_the_peak(share: float, values: Float, film: Film, image: ModelImage) -> Box:

@@ -22,6 +22,7 @@ class Said:
 
     findings: tuple[Finding, ...]
     measures: dict[str, float]
+    unlisted: int = 0  #: so many more at least would have been findings
 
 
 def listed(findings: Sequence[Finding], most: int) -> tuple[Finding, ...]:

@@ -8,27 +8,62 @@ The deadline and `cancelled` are of the whole volume; both are looked at before 
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise, product
 from math import ceil, prod
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from appliance.engine_manifest import Manifest
-from appliance.engine_ops import Boxes3D, SlidingWindow
+from appliance.engine_ops import (
+    MAX_IN_PATCHES,
+    MAX_JOINED,
+    MAX_PATCHES,
+    Boxes3D,
+    Normalise,
+    Resample,
+    SlidingWindow,
+)
 from appliance.errors import CannotAnalyse, RuntimeCancelled, RuntimeFailed
 from appliance.imaging import boxes, outputs
 from appliance.imaging.grid import Float
 from appliance.model import Reason
 from appliance.ports import Array, LoadedEngine
 
-MAX_PATCHES = 10_000
-MAX_JOINED = 2**26  #: elements of all outputs together: 256 MB
 SIGMA = 1 / 8  #: of a patch's length, of the Gaussian about its centre
 EDGE = 0.25  #: of an overlap: a box whose centre lies so near a patch's edge is likely to be cut off there
 LEAST_WEIGHT = 1e-3  #: of its corners, axis by axis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RanOn:
+    """What a run was done on, as a ports.LoadedEngine says it of its last one."""
+
+    runtime: str
+    runtime_version: str
+    device: str
+    variant_sha256: str
+    plan_sha256: str
+
+    @classmethod
+    def of(cls, loaded: LoadedEngine) -> Self:
+        return cls(
+            runtime=loaded.runtime,
+            runtime_version=loaded.runtime_version,
+            device=loaded.device,
+            variant_sha256=loaded.variant_sha256,
+            plan_sha256=loaded.plan_sha256,
+        )
+
+    def words(self, model_sha256: str) -> str:
+        """With the hashes of the files (P8); `model_sha256` is of the package's model."""
+        runtime = f"{self.runtime} {self.runtime_version}".strip()
+        plan = f", plan sha256 {self.plan_sha256}" if self.plan_sha256 else ""
+        return f"{runtime} on {self.device} (model sha256 {self.variant_sha256 or model_sha256}{plan})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +72,8 @@ class Answer:
 
     outputs: dict[str, Array]
     run_ms: float  #: inside the runtime, of all runs together
-    degraded: str  #: why not all of it ran where it should, in words; "" if it did
+    ran_on: RanOn  #: what most of the runs were done on; of as many, the first
+    degraded: str  #: why not all of it ran where it should, and on what else it ran, in words; "" if it did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +90,31 @@ def sliding_window(manifest: Manifest) -> SlidingWindow | None:
     return next((op for op in manifest.preprocess if isinstance(op, SlidingWindow)), None)
 
 
+def most_voxels(manifest: Manifest) -> int:
+    """Of a volume that is read patch by patch, on the model's grid; its shape may allow fewer (MAX_PATCHES)."""
+    given = max((len(op.mean) for op in manifest.preprocess if isinstance(op, Normalise)), default=1)
+    if manifest.postprocess.joined != "mean":
+        return MAX_IN_PATCHES // given
+    read = manifest.postprocess.output_names()
+    answered = sum(tensor.shape[1] for tensor in manifest.outputs if tensor.name in read)
+    return min(MAX_IN_PATCHES // given, MAX_JOINED // answered)
+
+
+def limit(manifest: Manifest) -> str:
+    """How large a volume may be, in words for the engine's author; "" where it is not read patch by patch."""
+    if sliding_window(manifest) is None:
+        return ""
+    voxels = most_voxels(manifest)
+    spacing = next((op.spacing_mm for op in manifest.preprocess if isinstance(op, Resample)), None)
+    size = f"{voxels // 512**2} slices of 512 x 512"
+    if spacing is not None:
+        size = f"a cube of {int(voxels ** (1 / 3) * spacing)} mm at {spacing:g} mm"
+    return (
+        f"The most that it reads is {voxels} voxels, such as {size}, in {MAX_PATCHES} patches:"
+        " a larger volume is not analysed"
+    )
+
+
 def ask(op: SlidingWindow, manifest: Manifest, loaded: LoadedEngine, question: Question) -> Answer:
     """Run the model on every patch. Raises what `infer` does, RuntimeFailed for nonsense, CannotAnalyse(UNSUITABLE).
 
@@ -68,6 +129,7 @@ def ask(op: SlidingWindow, manifest: Manifest, loaded: LoadedEngine, question: Q
     last = manifest.postprocess
     joined = _Boxes(last, manifest) if isinstance(last, Boxes3D) else _Means(manifest, op, whole)
     run_ms, slow, degraded = 0.0, 0, ""
+    ran_on: Counter[RanOn] = Counter()
     for number, place in enumerate(product(*rows)):
         left_s = until - time.monotonic()
         if question.cancelled():
@@ -80,6 +142,7 @@ def ask(op: SlidingWindow, manifest: Manifest, loaded: LoadedEngine, question: Q
         }
         answers = loaded.infer(patch, left_s, question.cancelled)
         run_ms += loaded.last_run_ms
+        ran_on[RanOn.of(loaded)] += 1
         if loaded.degraded:
             slow, degraded = slow + 1, loaded.degraded
         try:
@@ -89,7 +152,11 @@ def ask(op: SlidingWindow, manifest: Manifest, loaded: LoadedEngine, question: Q
             raise
     if 0 < slow < count:
         degraded = f"{slow} of {count} patches: {degraded}"
-    return Answer(outputs=joined.whole(), run_ms=run_ms, degraded=degraded)
+    (most, _), *others = ran_on.most_common()
+    own = manifest.files[manifest.model]
+    mixed = [f"{number} of {count} patches ran on {other.words(own)}" for other, number in others]
+    told = "; ".join(part for part in (degraded, *mixed) if part)
+    return Answer(outputs=joined.whole(), run_ms=run_ms, ran_on=most, degraded=told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +244,9 @@ class _Means:
         channels = sum(shape[1] for shape in self._shapes.values())
         if channels * prod(whole) > MAX_JOINED:
             words = " x ".join(map(str, whole))
-            raise CannotAnalyse(Reason.UNSUITABLE, f"{words} voxels of {channels} outputs are too many")
+            raise CannotAnalyse(
+                Reason.UNSUITABLE, f"{words} voxels of {channels} outputs are too many: {MAX_JOINED} are the most"
+            )
         self._sums = {name: np.zeros((*shape[:2], *whole), np.float32) for name, shape in self._shapes.items()}
         self._ranges = dict.fromkeys(read, (np.float32(np.inf), np.float32(-np.inf)))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from appliance.engine_ops import (
     MAX_ELEMENTS,
+    MAX_IN_PATCHES,
     CropToMask,
     Letterbox,
     LungHull,
@@ -29,7 +30,6 @@ from appliance.imaging.lungs import lung_hull
 from appliance.model import Reason
 
 MAX_RESAMPLED = 2**26  #: elements, before anything is cut away
-MAX_IN_PATCHES = 2**25  #: of what it gets patch by patch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +60,20 @@ def run(steps: Iterable[PreprocessOp], image: NDArray[np.generic], spacing_mm: t
             case _:
                 state = _apply(step, state)
     if state.image.size * count > most:
-        raise CannotAnalyse(Reason.UNSUITABLE, f"{state.image.size} elements are too many for the model")
+        raise CannotAnalyse(
+            Reason.UNSUITABLE, f"{state.image.size * count} elements are too many for the model: {most} are the most"
+        )
     return state
+
+
+def hu_window(steps: Iterable[PreprocessOp]) -> tuple[float, float] | None:
+    """What of the HU the model sees from 0 to 1, where it has a window: a second one is of what the first made."""
+    whole: tuple[float, float] | None = None
+    for step in steps:
+        if isinstance(step, Window):
+            low, high = whole or (0.0, 1.0)
+            whole = low + step.low * (high - low), low + step.high * (high - low)
+    return whole
 
 
 def channels(steps: Iterable[PreprocessOp], image: NDArray[np.generic]) -> NDArray[np.generic]:

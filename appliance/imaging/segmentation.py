@@ -10,7 +10,7 @@ from scipy import ndimage
 from appliance.engine_manifest import Label
 from appliance.engine_ops import Segmentation
 from appliance.imaging import outputs
-from appliance.imaging.components import Mask, Part, parts
+from appliance.imaging.components import Mask, Part, ranked
 from appliance.imaging.grid import Float, Grid
 from appliance.imaging.measure import axes
 from appliance.imaging.outputs import Outputs, Said, listed, nonsense
@@ -43,15 +43,20 @@ def segmentation(
     voxel_mm3 = float(np.prod(grid.spacing_mm))
     findings: list[Finding] = []
     measures: dict[str, float] = {}
+    unlisted = 0
     for one in _marked(op, labels, answers, image.image.shape, inside):
         measures[f"{one.name}_ml"] = round(float(np.count_nonzero(one.mask)) * voxel_mm3 / 1000, 2)
-        for part in parts(one.mask, 1 if op.largest_only else op.max_findings):
+        heaviest, others = ranked(one.mask, 1 if op.largest_only else op.max_findings)
+        if not op.largest_only:
+            unlisted += int(np.count_nonzero(others * voxel_mm3 >= op.min_ml * 1000))
+        for part in heaviest:
             if part.weight * voxel_mm3 >= op.min_ml * 1000:
                 score = 1.0 if one.scores is None else round(float(one.scores[part.window][part.mask].max()), 4)
                 found = _finding(one.name, score, _moved(part, one.window), grid, volume)
                 findings.append(replace(found, has_score=one.scores is not None))
     findings.sort(key=lambda finding: -(finding.volume_mm3 or 0.0))
-    return Said(findings=listed(findings, op.max_findings), measures=measures)
+    told = listed(findings, op.max_findings)
+    return Said(findings=told, measures=measures, unlisted=unlisted + len(findings) - len(told))
 
 
 def _marked(

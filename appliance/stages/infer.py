@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from appliance.errors import CannotAnalyse, OutOfResources, RuntimeCancelled, RuntimeFailed
 from appliance.imaging import analysis
+from appliance.imaging.patches import RanOn
 from appliance.imaging.reading import ImageReader
 from appliance.journal import jobs, urgency
 from appliance.model import Conclusion, EngineIdentity, Instance, Job, Outcome, Reason
@@ -91,8 +92,9 @@ class _Run:
             conclusion=reading.conclusion,
             findings=reading.findings,
             measures=dict(reading.measures),
+            unlisted=reading.unlisted,
             extent=prepared.extent,
-            engine=replace(_on(identity_of(self.engine), self.loaded), degraded=answer.degraded),
+            engine=_on(identity_of(self.engine), answer.ran_on, answer.degraded),
             timings_ms={
                 "prepare": _ms(begun, prepared_at),
                 "infer": _ms(prepared_at, ran_at),
@@ -334,18 +336,18 @@ class Inferrer:
             conclusion=Conclusion.NOT_ANALYSED,
             reason=reason,
             detail=detail,
-            engine=_on(identity, loaded) if loaded else identity,
+            engine=_on(identity, RanOn.of(loaded), loaded.degraded) if loaded else identity,
             evidence=job.evidence,
         )
 
 
-def _on(identity: EngineIdentity, loaded: LoadedEngine) -> EngineIdentity:
+def _on(identity: EngineIdentity, ran_on: RanOn, degraded: str) -> EngineIdentity:
     return replace(
         identity,
-        model_sha256=loaded.variant_sha256 or identity.model_sha256,
-        runtime=loaded.runtime,
-        runtime_version=loaded.runtime_version,
-        device=loaded.device,
-        degraded=loaded.degraded,
-        plan_sha256=loaded.plan_sha256,
+        model_sha256=ran_on.variant_sha256 or identity.model_sha256,
+        runtime=ran_on.runtime,
+        runtime_version=ran_on.runtime_version,
+        device=ran_on.device,
+        degraded=degraded,
+        plan_sha256=ran_on.plan_sha256,
     )

@@ -18,6 +18,7 @@ from appliance.ports import BuiltPlan, PlanBuilder
 from appliance.states import EngineStage
 from appliance.wiring.compiler import Compiler
 from appliance.wiring.engine_work import Workshop, workshop
+from tests.networks import write_segmenter
 from tests.packages import Kind, Recipe, brightness, misbehaving, write_package
 
 CONFIG = """\
@@ -169,6 +170,18 @@ def test_findings_are_decided_anew_and_a_small_difference_that_changes_them_is_s
     write_package(site / "engines" / "films", Recipe(model=brightness(-0.1004), golden={Kind.BRIGHT: 0.8004}))
     checked = run("engines", "check", "films")
     assert (checked.code, "other findings: none instead of bright" in checked.err) == (1, True)
+
+
+def test_the_author_of_an_engine_that_reads_patches_is_told_how_large_a_volume_may_be(site: Path, run: Run) -> None:
+    write_segmenter(site / "engines" / "films", "films")
+    told = run("engines", "check", "films", "--json")
+    assert (told.code, told.document["limit"].startswith("The most that it reads is 33554432 voxels, such as")) == (
+        0,
+        True,
+    )
+    assert "a larger volume is not analysed" in " ".join(run("engines", "check", "films").out.split())
+    write_package(site / "engines" / "films")
+    assert run("engines", "check", "films", "--json").document["limit"] == ""
 
 
 def test_a_shipped_engine_can_be_checked_and_verified_and_nothing_is_recorded(site: Path, run: Run) -> None:

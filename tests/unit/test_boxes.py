@@ -84,6 +84,7 @@ def test_overlapping_boxes_of_one_label_are_one_finding_and_of_two_labels_two(fi
     assert [(f.label, f.score) for f in found] == [("hernia", 0.9), ("device", 0.85), ("hernia", 0.7)]
     bounded = said(film, TWO | {"iou": 0.7, "max_findings": 1}, b=places, s=scores)
     assert ([f.label for f in bounded.findings], bounded.measures) == (["hernia", "device"], {"boxes": 3.0})
+    assert bounded.unlisted == 1
 
 
 def test_classes_are_numbers_of_labels_and_padding_is_not_looked_at(film: Film) -> None:

@@ -71,8 +71,9 @@ def test_a_region_in_the_padding_alone_is_none_though_rounding_lets_it_touch_the
 
 def test_many_regions_of_one_label_push_no_other_out(film: Film) -> None:
     cells = [(0, row, column, 0.9) for row in (2, 4) for column in (0, 2, 4, 6)]
-    found = said(film, OP | {"max_findings": 3}, maps(*cells, (1, 3, 3, 0.8))).findings
-    assert [finding.label for finding in found] == ["opacity", "opacity", "device"]
+    found = said(film, OP | {"max_findings": 3}, maps(*cells, (1, 3, 3, 0.8)))
+    assert found.unlisted == 6
+    assert [finding.label for finding in found.findings] == ["opacity", "opacity", "device"]
 
 
 def test_a_coarse_map_and_a_fine_one_are_spread_alike(film: Film) -> None:

@@ -264,6 +264,54 @@ def test_it_is_told_how_much_did_not_run_where_it_should() -> None:
     assert ask(random((20, 8, 8)), Loaded(degraded_at=(0, 1, 2))).degraded == "the server is away"
 
 
+@dataclass
+class Mixed(Loaded):
+    """A server answers the first patches, the processor the rest."""
+
+    from_there: int = 1
+
+    def infer(
+        self, inputs: Patch, deadline_s: float, cancelled: Callable[[], bool] = lambda: False
+    ) -> dict[str, Array]:
+        answers = super().infer(inputs, deadline_s, cancelled)
+        is_there = len(self.shapes) <= self.from_there
+        self.runtime, self.device = ("kserve", "server") if is_there else ("onnx", "CPU")
+        self.variant_sha256, self.plan_sha256 = ("5" * 64, "6" * 64) if is_there else ("", "")
+        self.degraded = "" if is_there else "the server is away"
+        return answers
+
+
+def test_all_that_a_mixed_run_ran_on_is_named() -> None:
+    own = manifest((8, 8, 8)).files["model.onnx"]
+    answer = ask(random((20, 8, 8)), Mixed(from_there=1))
+    assert (answer.ran_on.runtime, answer.ran_on.variant_sha256, answer.ran_on.plan_sha256) == ("onnx", "", "")
+    there = f"kserve 1 on server (model sha256 {'5' * 64}, plan sha256 {'6' * 64})"
+    assert answer.degraded == f"2 of 3 patches: the server is away; 1 of 3 patches ran on {there}"
+    answer = ask(random((20, 8, 8)), Mixed(from_there=2))
+    assert (answer.ran_on.runtime, answer.ran_on.variant_sha256) == ("kserve", "5" * 64)
+    here = f"onnx 1 on CPU (model sha256 {own})"
+    assert answer.degraded == f"1 of 3 patches: the server is away; 1 of 3 patches ran on {here}"
+    assert ask(random((20, 8, 8)), Mixed(from_there=3)).degraded == ""
+
+
+def test_the_author_is_told_how_large_a_volume_may_be() -> None:
+    size = (64, 64, 64)
+    assert patches.limit(manifest(size, preprocess=[])) == ""
+    words = "The most that it reads is 33554432 voxels, such as 128 slices of 512 x 512, in 10000 patches:"
+    assert patches.limit(manifest(size)) == f"{words} a larger volume is not analysed"
+    steps = [
+        {"op": "resample", "spacing_mm": 0.5},
+        {"op": "normalise", "mean": [0, 0, 0, 0], "std": [1, 1, 1, 1]},
+        {"op": "sliding_window", "size": size},
+    ]
+    inputs = [{"name": "volume", "dtype": "float32", "shape": [1, 4, *size]}]
+    words = patches.limit(manifest(size, preprocess=steps, inputs=inputs))
+    assert "8388608 voxels, such as a cube of 101 mm at 0.5 mm" in words
+    eight = [{"name": "p", "dtype": "float32", "shape": [1, 8, *size]}]
+    many = {"op": "segmentation", "output": "p", "kind": "probabilities", "labels": ["one"] * 8}
+    assert patches.most_voxels(manifest(size, outputs=eight, postprocess=many)) == 2**23
+
+
 # Boxes.
 
 BOXES = {"op": "boxes_3d", "boxes": "b", "scores": "s", "labels": ["one", "two"], "iou": 0.2}

@@ -202,6 +202,18 @@ def test_hounsfield_units_are_clipped_by_window_and_normalised_after_it() -> Non
     assert np.allclose(preprocess.channels(steps, image)[0, 0], wanted, atol=1e-6)
 
 
+def test_two_windows_show_what_the_second_leaves_of_the_first() -> None:
+    """From [-1000, 1000] the second takes the upper half: HU from 0 to 1000."""
+    first, second = Window(op="window", low=-1000, high=1000), Window(op="window", low=0.5, high=1)
+    assert preprocess.hu_window([RESAMPLE]) is None
+    assert preprocess.hu_window([first]) == (-1000, 1000)
+    low, high = preprocess.hu_window([RESAMPLE, first, second]) or (0.0, 0.0)
+    assert (low, high) == (0, 1000)
+    hu = np.array([[[-500, 0, 250, 1000]]], np.int16)
+    seen = preprocess.run([first, second], hu, (1.0, 1.0, 1.0)).image
+    assert np.allclose(seen, np.clip((hu - low) / (high - low), 0, 1))
+
+
 def test_patches_may_be_of_a_larger_volume_than_one_run() -> None:
     hu = np.broadcast_to(np.int16(0), (256, 256, 260))
     with pytest.raises(CannotAnalyse, match="too many for the model"):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.sr.coding import Code
 
+from appliance.journal.rows import OUTCOME
 from appliance.model import Conclusion, EngineIdentity, Evidence, Extent, Finding, Kind, Outcome, Priority, Reason
 from appliance.stages.report import Label, ReportContext, priority, wording
 from appliance.stages.report.determinism import outcome_hash, result_uid, series_uid
@@ -190,3 +191,17 @@ def test_identity_depends_on_the_statement_and_not_on_the_time_it_took() -> None
     later = replace(case, concluded_at=case.concluded_at + timedelta(days=1))
     assert result_uid(later, Kind.SR) == result_uid(case, Kind.SR)
     assert len({series_uid(uid) for uid in uids}) == len(uids)
+
+
+@pytest.mark.promise("P6")
+def test_what_is_not_listed_is_told_and_what_was_hashed_before_stays() -> None:
+    outcome = context(conclusion=Conclusion.FINDING, findings=(NODULE,)).outcome
+    more = context(conclusion=Conclusion.FINDING, findings=(NODULE,), unlisted=13)
+    assert "Not listed: at least 13 more above threshold" in wording.warnings(more)
+    assert "Not listed: at least 13 more above threshold" in wording.remarks(more)
+    assert outcome_hash(more.outcome) != outcome_hash(outcome)
+    before = "2d31aef8248a3a1c58d26c030ea15dbbe80725fa03fcb68b1a8d0afac59b53bf"  # by a release that knew of neither
+    assert outcome_hash(outcome) == before
+    old = OUTCOME.dump_python(outcome, mode="json")
+    del old["unlisted"]
+    assert OUTCOME.validate_python(old).unlisted == 0

@@ -90,8 +90,13 @@ def test_the_largest_comes_first_and_small_ones_are_left_out(volume: Volume) -> 
 
 def test_large_parts_of_one_label_push_no_other_out(volume: Volume) -> None:
     rows = [(0, (slice(0, 2), slice(row, row + 2), slice(0, 40)), 0.9) for row in range(0, 39, 3)]
-    found = said(volume, OP, marked(*rows, (1, (slice(8, 9), slice(4, 6), slice(4, 6)), 0.5))).findings
-    assert [finding.label for finding in found] == ["blood"] * 9 + ["oedema"]
+    answer = marked(*rows, (1, (slice(8, 9), slice(4, 6), slice(4, 6)), 0.5))
+    found = said(volume, OP, answer)
+    assert [finding.label for finding in found.findings] == ["blood"] * 9 + ["oedema"]
+    assert found.unlisted == 4  # rows
+    assert said(volume, OP | {"max_findings": 2}, answer).unlisted == 12
+    assert said(volume, OP | {"max_findings": 2, "min_ml": 0.1}, answer).unlisted == 0
+    assert said(volume, OP | {"largest_only": True}, answer).unlisted == 0
 
 
 def test_a_channel_of_background_is_no_label(volume: Volume) -> None:

@@ -39,8 +39,10 @@ def outcome_hash(outcome: Outcome) -> str:
     """
     stated = asdict(outcome)
     del stated["timings_ms"]
+    if not stated["unlisted"]:  # then the hash is that of a release which did not know it
+        del stated["unlisted"]
     for finding in stated["findings"]:
-        if finding["has_score"]:  # as it is with nearly all: then the hash is that of a release which did not know it
+        if finding["has_score"]:  # as it is with nearly all: the same
             del finding["has_score"]
     return hashlib.sha256(json.dumps(_canonical(stated), sort_keys=True).encode()).hexdigest()
 

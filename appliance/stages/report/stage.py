@@ -15,10 +15,10 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from appliance.digest import digest_of
-from appliance.engine_ops import LesionCandidates, Window
+from appliance.engine_ops import LesionCandidates
 from appliance.errors import CannotAnalyse, OutOfResources
 from appliance.file_head import file_head, make_seal
-from appliance.imaging import render
+from appliance.imaging import preprocess, render
 from appliance.imaging.reading import ImageReader
 from appliance.journal import identity, jobs, results
 from appliance.journal.results import Built as Owing
@@ -199,8 +199,7 @@ class Reporter:
             return None
         try:
             paths = self._desk.paths([one for one in instances if one.sop_instance_uid in keys])
-            windows = [(op.low, op.high) for op in engine.package.manifest.preprocess if isinstance(op, Window)]
-            window = windows[-1] if windows else render.LUNG_WINDOW
+            window = preprocess.hu_window(engine.package.manifest.preprocess) or render.LUNG_WINDOW
             return render.key_picture(paths, outcome.findings, self._desk.reader(READ_S), window)
         except CannotAnalyse as error:
             self._desk.log("picture_without_image", reason=str(error))

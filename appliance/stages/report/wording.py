@@ -59,6 +59,8 @@ def remarks(context: ReportContext) -> list[str]:
 def warnings(context: ReportContext) -> list[str]:
     """Sentences that limit how far the result may be trusted."""
     lines = [CORRECTION_TEXT] if context.corrects_identity else []
+    if more := context.outcome.unlisted:
+        lines.append(f"Not listed: at least {more} more above threshold")
     if degraded := context.outcome.engine.degraded:
         lines.append(f"Degraded: {degraded}")
     if context.outcome.late:
