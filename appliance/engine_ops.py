@@ -322,8 +322,8 @@ class Boxes3D(BoxOutputs):
     """Of a volume: least corner, then greatest (or centre, then lengths), edges in voxels of the model's grid.
 
     A finding has its centre in patient mm and is drawn on the slice next to it. It has no size in mm: a box has sides,
-    no axes. Boxes of patches are put together before overlapping ones are thinned out; one with its centre in the last
-    quarter of an overlap is left to the patch next to it, which sees what is beyond.
+    no axes. Boxes of patches are put together before overlapping ones are thinned out; one that touches its patch's
+    edge, and has its centre in the last quarter of the overlap there, is left to the patch that sees what is beyond.
     """
 
     joined: ClassVar[Literal["", "mean", "union"]] = "union"

@@ -22,6 +22,7 @@ from appliance.model import Finding
 MOST_BOXES = 100_000  #: that a model may answer
 MOST_SCORES = 2**23  #: of all boxes and labels
 MOST_CANDIDATES = 1000  #: above their threshold, best first, that are compared with each other, of each label
+TOUCHES = 1.0  #: voxels from a patch's edge: a model hardly tells better where what is cut off ends
 LEAST_SIDE = 0.02  #: of a pixel or slice: what is thinner has no two edges in the two decimals of a finding
 
 #: (count, 2, axes): the least and the greatest corner of each box, as edges, in the order of the image's axes.
@@ -107,26 +108,30 @@ def _kept(op: BoxOutputs, found: _Found, corners: Corners, shape: tuple[int, ...
 class Union:
     """The boxes of many patches of one volume, as if one run had answered them all; of a label `MOST_CANDIDATES`.
 
-    What a patch's edge cuts off is no other lesion: of boxes about the edge only the patch tells that sees what is
-    beyond it.
+    What a patch's edge cuts off is no other lesion: it is left to the patch that sees what is beyond that edge.
     """
 
-    def __init__(self, op: Boxes3D, labels: Mapping[str, Label]) -> None:
-        self._op, self._labels = op, labels
+    def __init__(self, op: Boxes3D, labels: Mapping[str, Label], size: tuple[int, ...]) -> None:
+        """`size`: of a patch, in voxels (z, y, x)."""
+        self._op, self._labels, self._size = op, labels, size
         self._all: _Listed | None = None
 
     def add(self, answers: Outputs, start: tuple[int, ...], own: NDArray[np.float64]) -> None:
-        """Those of the patch that begins at this voxel (z, y, x), with their centre in `own`: (axes, 2), least and
-        greatest. Raises RuntimeFailed.
+        """Those of the patch that begins at this voxel (z, y, x), but for what its edge cuts off: boxes that touch it,
+        within a voxel, and have the centre of what lies in the patch beyond `own`: (axes, 2), least and greatest.
+        Raises RuntimeFailed.
         """
         found = _best(self._op, self._labels, _read(self._op, answers))
         turn = slice(None, None, -1 if self._op.axes == "xyz" else 1)
         shift = np.array(start[turn], np.float32)
         ends = shift if self._op.layout == "corners" else np.zeros_like(shift)  # a size stays what it is
         found = replace(found, boxes=found.boxes + np.concatenate([shift, ends]))
-        centres = _corners(self._op, found.boxes).mean(axis=1)
-        low, high = own[turn].T
-        found = found.at(np.flatnonzero(((centres >= low) & (centres <= high)).all(axis=1)))
+        corners, (low, high) = _corners(self._op, found.boxes), own[turn].T
+        first, last = shift, shift + np.array(self._size[turn], np.float32)
+        centres = np.clip(corners, first, last).mean(axis=1)
+        before, after = corners[:, 0] <= first + TOUCHES, corners[:, 1] >= last - TOUCHES
+        cut = (before & (centres < low)) | (after & (centres > high))
+        found = found.at(np.flatnonzero(~cut.any(axis=1)))
         whole = found if self._all is None else self._all.and_also(found)
         self._all = _best(self._op, self._labels, whole)
 

@@ -127,7 +127,7 @@ def ask(op: SlidingWindow, manifest: Manifest, loaded: LoadedEngine, question: Q
     if count > MAX_PATCHES:
         raise CannotAnalyse(Reason.UNSUITABLE, f"{' x '.join(map(str, whole))} voxels are {count} patches: too many")
     last = manifest.postprocess
-    joined = _Boxes(last, manifest) if isinstance(last, Boxes3D) else _Means(manifest, op, whole)
+    joined = _Boxes(last, manifest, op.size) if isinstance(last, Boxes3D) else _Means(manifest, op, whole)
     run_ms, slow, degraded = 0.0, 0, ""
     ran_on: Counter[RanOn] = Counter()
     for number, place in enumerate(product(*rows)):
@@ -165,7 +165,9 @@ class _Step:
 
     start: int
     weights: Float
-    own: tuple[float, float]  #: centres of boxes between these are its own to tell
+    own: tuple[
+        float, float
+    ]  #: boxes with their centre between these are its own to tell, even where its edge cuts them
 
 
 def _row(length: int, size: int, op: SlidingWindow) -> list[_Step]:
@@ -220,8 +222,8 @@ def _cut(array: Array, place: _Place, size: tuple[int, ...], fill: str) -> Array
 class _Boxes:
     """Boxes of the whole volume, growing by patches."""
 
-    def __init__(self, op: Boxes3D, manifest: Manifest) -> None:
-        self._union = boxes.Union(op, manifest.labels)
+    def __init__(self, op: Boxes3D, manifest: Manifest, size: tuple[int, ...]) -> None:
+        self._union = boxes.Union(op, manifest.labels, size)
 
     def add(self, answers: Mapping[str, Array], place: _Place) -> None:
         own = np.array([step.own for step in place])

@@ -193,7 +193,7 @@ LOOKS_AT_THE_WALL = {
     "logs.py": "the label of each line",
     "config/examination.py": "certificates run out by it",
     "engine_store/store.py": "the label of each step of a release",
-    "cli/situation.py": "certificates run out by it",
+    "cli/attention/__init__.py": "certificates run out by it",
     "cli/rehearse.py": "the date on a report",
     "wiring/lanes.py": "hours of pace and of images are the site's",
     "wiring/alert.py": "the label of a message",

@@ -336,6 +336,25 @@ def test_a_pacs_that_grants_one_association_gets_the_result_before_the_next_imag
     assert site.once_each()
 
 
+@pytest.mark.promise("P7")
+def test_a_pacs_that_grants_two_associations_gets_an_urgent_report_on_the_one_that_a_result_left(site: Site) -> None:
+    site.pacs.stop()
+    site.pacs.associations = 2
+    site.pacs.start()
+    image = site.owe(Urgency.IMAGE, LONG)
+    lane = site.lane(associations=1)
+    with running(lane):
+        eventually(lambda: site.line.open_now)
+        a_result_passes(site, lane)
+        urgent = site.owe(Urgency.URGENT_SR, 20 * KB, SR)
+        lane.wake()
+        eventually(lambda: site.has(urgent), RESULT_S, "the urgent report is there")
+        assert not site.has(image)
+        site.line.bytes_s = 1e9
+        eventually(site.is_whole, ALL_S, "all is there")
+    assert site.once_each()
+
+
 def test_told_to_stop_in_mid_file_it_stops_and_the_image_is_still_owed(site: Site) -> None:
     site.owe(Urgency.IMAGE, 8000 * KB)
     lane = site.lane(associations=1)

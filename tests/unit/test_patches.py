@@ -373,6 +373,18 @@ def test_boxes_of_patches_are_those_of_the_volume(changes: dict[str, Any], sure:
     ]
 
 
+def test_a_box_on_the_border_of_two_patches_is_told_though_each_says_that_its_centre_is_the_other_s() -> None:
+    """No overlap: patches meet at 12, and each draws the box half a voxel too far."""
+    op = Boxes3D.model_validate(BOXES)
+    union = boxes.Union(op, manifest((12, 12, 8)).labels, (12, 12, 8))
+    own = [step.own for step in patches._row(24, 12, SlidingWindow(op="sliding_window", size=(12, 12, 8), overlap=0.0))]
+    everywhere = (-np.inf, np.inf)
+    for start, told, box in ((0, own[0], (10.5, 2, 2, 14.5, 6, 6)), (12, own[1], (-2.5, 2, 2, 1.5, 6, 6))):
+        answers = {"b": np.array([box], np.float32), "s": np.array([[0.9, 0.0]], np.float32)}
+        union.add(answers, (start, 0, 0), np.array([told, everywhere, everywhere]))
+    assert len(union.whole()["b"]) == 2
+
+
 def test_a_patch_without_a_box_adds_none() -> None:
     def first_only(patch: Patch) -> dict[str, Array]:
         count = int(patch["volume"].any())

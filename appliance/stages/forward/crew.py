@@ -6,11 +6,13 @@ one until it has got something through again. Their threads stay as long as the 
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 from appliance.errors import AssociationDenied, DestinationRefused, OutOfResources, StoreFailed, TransientDeliveryError
 from appliance.model import Delivery, Urgency
 from appliance.stages.forward.courier import LINGER_S, Bag, Courier
+from appliance.stages.forward.turns import OPENING_S
 
 ALONE_S = 600.0  # after a second association was not to be had, or cost the first one
 END_S = 5.0  # for all of them; who still waits for an answer then will send again
@@ -24,9 +26,10 @@ class _Express:
 
     def __init__(self, least: Urgency) -> None:
         self.least = least
+        self.courier: Courier | None = None
         self.due = threading.Event()  # there may be one, and something less urgent in its way
         self.looked_in_vain = True  # while nothing was in its way
-        self.busy = False  # with one, or with ending an association
+        self.left: tuple[int, float] | None = None  # which delivery it left to another, and since when
 
 
 class Crew:
@@ -141,29 +144,31 @@ class Crew:
         def rests_s() -> float:
             return READY_S if self._bag.turns.less_urgent_under_way(express.least) else LINGER_S
 
-        courier = Courier(self._bag, self.under_way, rests_s)
+        courier = express.courier = Courier(self._bag, self.under_way, rests_s)
         try:
             while not self._stopping.is_set():
-                if express.due.wait(courier.pause_s()):
+                pause_s = courier.pause_s()
+                if express.left:  # the other may have been forestalled, or not be let in
+                    pause_s = OPENING_S if pause_s is None else min(pause_s, OPENING_S)
+                if express.due.wait(pause_s) or express.left:
                     express.due.clear()
                     self._overtake(courier, express)
-                express.busy = True
                 courier.close_rested()  # woken or not: where images come in all the time, no second is quiet
-                express.busy = False
         finally:
             courier.close()
 
     def _overtake(self, courier: Courier, express: _Express) -> None:
         """Send the results that are due, as long as something less urgent would hold them up."""
         while self._may_go():
-            express.looked_in_vain = True  # before the look: what begins right after it says so again
+            express.looked_in_vain, left = True, express.left  # before the look: what begins right after says so again
+            express.left = None
             if not self._bag.turns.less_urgent_under_way(express.least):
                 break
             express.looked_in_vain = False
             due = self._of_desk(self._bag.desk.peek, express.least)
-            if due is None or self._is_for_another(express, due):
+            if due is None or self._leaves(express, courier, due, left):
                 break
-            with self._bag.turns.comes(due):
+            with nullcontext() if courier.alive else self._bag.turns.comes(due):
                 if not self._opens(courier, due):
                     break
                 delivery = self._of_desk(self._bag.desk.claim, express.least)
@@ -171,23 +176,25 @@ class Crew:
                     self._bag.note()
                     courier.close_unused()
                     return
-                if not self._carries(express, courier, delivery):
+                for other in self._expresses:
+                    if other is not express:  # what waited behind this one is for the other
+                        other.due.set()
+                if not self._carry(courier, delivery):
                     break
         self._bag.note()
 
-    def _is_for_another(self, express: _Express, due: Delivery) -> bool:
-        """Whether one who carries but what is more urgent has its hands free for it: one association is enough."""
-        return any(due.urgency <= other.least < express.least and not other.busy for other in self._expresses)
-
-    def _carries(self, express: _Express, courier: Courier, delivery: Delivery) -> bool:
-        express.busy = True
+    def _leaves(self, express: _Express, courier: Courier, due: Delivery, left: tuple[int, float] | None) -> bool:
+        """Whether it is for one who carries but what is more urgent: one association is enough. Not for long, should
+        that one be busy or not be let in; nor where only this one has an association, which may be the last to be had.
+        """
         for other in self._expresses:
-            if other is not express:  # what it left to this one, and what comes after it, is its own now
-                other.due.set()
-        try:
-            return self._carry(courier, delivery)
-        finally:
-            express.busy = False
+            if not due.urgency <= other.least < express.least:
+                continue
+            if courier.alive and not (other.courier and other.courier.has_way):
+                continue
+            express.left = left if left and left[0] == due.id else (due.id, time.monotonic())
+            return time.monotonic() - express.left[1] < OPENING_S
+        return False
 
     def _opens(self, courier: Courier, due: Delivery) -> bool:
         """Have the way before the claim: the lane's own may send it meanwhile, should this take long."""

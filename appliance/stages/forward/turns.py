@@ -66,8 +66,8 @@ class Turns:
 
     @contextmanager
     def comes(self, delivery: Delivery) -> Iterator[None]:
-        """While an association for it is opened: what is less urgent stops meanwhile, for OPENING_S at most, or each of
-        its round trips would have to pass what is on the line.
+        """While an association for it is opened, and until it has its turn: what is less urgent stops meanwhile, for
+        OPENING_S at most, or each of its round trips would have to pass what is on the line.
         """
         level = _level(delivery.urgency)
         with self._changed:
