@@ -36,8 +36,15 @@ class OneConnection:
         """
         near = _of_this_process(self._door)
         self._door.shutdown(socket.SHUT_RDWR)
-        for source, sink in ((near, self._far), (self._far, near)):
-            threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+        ways = [
+            threading.Thread(target=self._pass_on, args=way, daemon=True)
+            for way in ((near, self._far), (self._far, near))
+        ]
+        with near, self._far:
+            for way in ways:
+                way.start()
+            for way in ways:
+                way.join()
 
     def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
         piece = memoryview(bytearray(_PIECE))

@@ -10,9 +10,6 @@ import pytest
 from appliance.runtimes.one_connection import OneConnection
 from tests.waiting import eventually
 
-#: Its sockets are open as long as its process, which is a child that does nothing else.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 @dataclass
 class Ends:
@@ -33,8 +30,10 @@ def ends() -> Iterator[Ends]:
         far, _ = listener.accept()
         near.settimeout(10)
         far.settimeout(10)
-        with far:
+        with far, line._door:  # which is open as long as its process, else
             yield Ends(line, near, far)
+            near.close()
+            eventually(lambda: line._far.fileno() < 0, 5, "the connection is closed")
 
 
 def test_what_one_says_the_other_hears(ends: Ends) -> None:
