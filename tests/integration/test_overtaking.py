@@ -15,16 +15,17 @@ from typing import Self
 import pytest
 
 from appliance.dimse.small_pacs import SmallPacs
+from appliance.dimse.sop_classes import COMPREHENSIVE_3D_SR, SECONDARY_CAPTURE
 from appliance.dimse.wire import Target
 from appliance.errors import OutOfResources
 from appliance.file_head import file_head
 from appliance.journal.store import Journal
 from appliance.model import Delivery, Owed, Urgency
 from appliance.stages.forward import Lane, Outbox
-from appliance.stages.forward.courier import LINGER_S
 from appliance.stages.forward.crew import READY_S
 from appliance.stages.forward.timetable import Hours, Paced, Timetable
 from appliance.stages.forward.turns import KEEP_ALIVE_BYTES
+from appliance.stages.forward.ways import LINGER_S
 from appliance.wakeup import SLOW_POLL_S
 from tests.contract.test_destinations import element
 from tests.handed_over import HandedOver, WatchedNode
@@ -256,6 +257,26 @@ def test_for_an_urgent_report_one_association_is_opened_beside_the_images(site: 
     assert site.once_each()
 
 
+@pytest.mark.promise("P7")
+def test_a_result_of_another_class_goes_on_the_association_that_an_urgent_report_left(site: Site) -> None:
+    """Opening one takes round trips on a line that is full."""
+    image = site.owe(Urgency.IMAGE, LONG)
+    lane = site.lane(associations=1)
+    with running(lane):
+        eventually(lambda: site.line.open_now)
+        urgent = site.owe(Urgency.URGENT_SR, 20 * KB, COMPREHENSIVE_3D_SR)
+        lane.wake()
+        eventually(lambda: site.has(urgent), RESULT_S, "the urgent report is there")
+        picture = site.owe(Urgency.RESULT, 20 * KB, SECONDARY_CAPTURE)
+        lane.wake()
+        eventually(lambda: site.has(picture), RESULT_S, "the picture is there")
+        assert not site.has(image)
+        assert len({number for number, _ in site.line.carried}) == 2
+        site.line.bytes_s = 1e9
+        eventually(site.is_whole, ALL_S, "all is there")
+    assert site.once_each()
+
+
 def test_a_pacs_that_lets_a_second_association_wait_holds_no_result_back(site: Site) -> None:
     """One at a time, and the next one waits in its backlog: the lane's own takes the result between two images."""
     with Turnstile(site.pacs.port) as turnstile:
@@ -350,6 +371,34 @@ def test_a_pacs_that_grants_two_associations_gets_an_urgent_report_on_the_one_th
         lane.wake()
         eventually(lambda: site.has(urgent), RESULT_S, "the urgent report is there")
         assert not site.has(image)
+        site.line.bytes_s = 1e9
+        eventually(site.is_whole, ALL_S, "all is there")
+    assert site.once_each()
+
+
+@pytest.mark.promise("P7")
+def test_a_pacs_that_denies_a_third_association_gets_results_on_the_second_one_by_one(site: Site) -> None:
+    """The image has the first for long; what is most urgent does not wait for its end, though it was denied its own."""
+    site.pacs.stop()
+    site.pacs.associations = 2
+    site.pacs.start()
+    image = site.owe(Urgency.IMAGE, LONG)
+    lane = site.lane(associations=1)
+    with running(lane):
+        eventually(lambda: site.line.open_now)
+        large = site.owe(Urgency.RESULT, 800 * KB, SR)
+        lane.wake()
+        eventually(lambda: site.handed_over.begun.count(large), RESULT_S, "the large result is under way")
+        urgent = site.owe(Urgency.URGENT_SR, 20 * KB, SR)
+        lane.wake()
+        eventually(lambda: site.has(urgent), RESULT_S, "the urgent report is there")
+        assert len({number for number, _ in site.line.carried}) == 3, "one of its own was asked for"
+        a_result_passes(site, lane)
+        urgent = site.owe(Urgency.URGENT_SR, 20 * KB, COMPREHENSIVE_3D_SR)
+        lane.wake()
+        eventually(lambda: site.has(urgent), RESULT_S, "the next one is there")
+        assert not site.has(image)
+        assert len({number for number, _ in site.line.carried}) == 3, "and not again"
         site.line.bytes_s = 1e9
         eventually(site.is_whole, ALL_S, "all is there")
     assert site.once_each()

@@ -9,6 +9,7 @@ import pytest
 from appliance.errors import TransientDeliveryError
 from appliance.model import Delivery, Urgency
 from appliance.stages.forward.gauge import FIRST_LOOK, REFUSED_S, TRY_AGAIN_S, Gauge
+from appliance.stages.forward.limits import ASKED_AGAIN_S, Limits
 from appliance.stages.forward.timetable import Hours, Paced, Timetable
 from appliance.stages.forward.turns import (
     KEEP_ALIVE_BYTES,
@@ -294,3 +295,31 @@ def test_fewer_are_enough_where_the_line_has_become_thin() -> None:
     line.bytes_s = 0.25e6
     line.send(3000.0)
     assert line.gauge.wanted == 1
+
+
+def test_where_no_further_association_was_granted_as_many_as_there_were_are_opened_again_and_no_more() -> None:
+    moment = [100.0]
+    limits = Limits(lambda: moment[0])
+    assert limits.may_open(7)
+    limits.denied(1)
+    assert limits.reached
+    assert limits.may_open(0)
+    assert not limits.may_open(1)
+    moment[0] += ASKED_AGAIN_S
+    assert limits.may_open(1)
+
+
+def test_where_others_cost_the_first_again_and_again_none_is_opened() -> None:
+    limits = Limits(lambda: 100.0)
+    assert [limits.first_lost() for _ in range(3)] == [False, False, True]
+    assert not limits.may_open(0)
+    limits.hope()
+    assert limits.may_open(0)
+
+
+def test_losses_far_apart_are_forgiven() -> None:
+    limits = Limits(lambda: 100.0)
+    for _ in range(10):
+        assert not limits.first_lost()
+        for _ in range(20):
+            limits.first_through()

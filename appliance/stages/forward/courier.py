@@ -2,22 +2,21 @@
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.errors import ObjectRefused
+from appliance.errors import AssociationDenied, DestinationRefused, ObjectRefused
 from appliance.journal import outbox
 from appliance.model import Delivery, Urgency
-from appliance.ports import Destination, RecodingSession, Session, Turn
+from appliance.ports import Destination, Outgoing, Turn
 from appliance.stages.forward.context import Outbox
 from appliance.stages.forward.desk import Desk, Told
 from appliance.stages.forward.gauge import Gauge
 from appliance.stages.forward.turns import Turns
+from appliance.stages.forward.ways import LINGER_S, RESULTS, Way, Ways
 from appliance.states import Event
 
-LINGER_S = 1.0
 SECOND = 2  # piece of an object: when it is asked for, the first one is on its way
 PROPOSE = 100  # deliveries looked at for the presentation contexts of a session
 LARGE = 4 << 20  # bytes that may take long to send: what was delivered before is noted first
@@ -36,28 +35,13 @@ class Bag:
     note_soon: Callable[[], None]  #: has it done beside the sending
 
 
-@dataclass(slots=True)
-class _Way:
-    """The session that is open, with the presentation contexts it proposed."""
-
-    session: Session
-    recodes: RecodingSession | None  #: the same, if it may
-    stack: ExitStack
-    proposed: frozenset[tuple[str, str]]
-    used_at: float = field(default_factory=time.monotonic)
-    taken: int = 0  #: objects that were answered
-    short: bool = False  #: the last one went in one piece
-
-
 class Courier:
     """Used by one thread."""
 
-    def __init__(
-        self, bag: Bag, on_way: Callable[[Delivery], None], rests_s: Callable[[], float] = lambda: LINGER_S
-    ) -> None:
-        """`on_way` is told of each delivery for which an association is there; `rests_s`: how long it is kept after."""
-        self._bag, self._box, self._on_way, self._rests_s = bag, bag.box, on_way, rests_s
-        self._way: _Way | None = None
+    def __init__(self, bag: Bag, on_way: Callable[[Delivery], None], ways: Ways | None = None) -> None:
+        """`on_way` is told of each delivery for which an association is there; `ways`: those it shares with others."""
+        self._bag, self._box, self._on_way, self._ways = bag, bag.box, on_way, ways
+        self._way: Way | None = None
 
     @property
     def has_way(self) -> bool:
@@ -97,7 +81,7 @@ class Courier:
             self._settle(delivery, Event.DELIVER, Told(reason=warning, started_tick=started, sent_as=sent_as))
         way.used_at, way.taken = time.monotonic(), way.taken + 1
 
-    def _watched(self, way: _Way, turn: Turn) -> Turn:
+    def _watched(self, way: Way, turn: Turn) -> Turn:
         """Tells the gauge how long the object takes from its first byte on, not counting its waits."""
         session, ahead, began = way.session, self._looking_ahead(way, turn), 0.0
 
@@ -112,7 +96,7 @@ class Courier:
 
         return turn_and_tell
 
-    def _looking_ahead(self, way: _Way, turn: Turn) -> Turn:
+    def _looking_ahead(self, way: Way, turn: Turn) -> Turn:
         """Has what comes next made ready while the destination is busy with this object's first bytes."""
         session, look_at, asked = way.recodes, 1 if way.short else SECOND, 0
         if session is None:
@@ -132,26 +116,40 @@ class Courier:
         if self._bag.desk.settle(delivery, event, told):
             (self._bag.note if self._bag.desk.is_behind else self._bag.note_soon)()
 
-    def open_for(self, delivery: Delivery) -> _Way:
+    def open_for(self, delivery: Delivery) -> Way:
         """The open session if it proposed what this delivery needs, else a new one for what comes next."""
-        need = (delivery.sop_class_uid, delivery.transfer_syntax_uid)
-        if self._way is not None and self._way.session.alive and need in self._way.proposed:
+        if self.is_open_for(delivery) and self._way is not None:
             return self._way
         self._bag.note()  # opening may take as long as the time-out
         self.close()
-        coming = [delivery, *self._bag.desk.coming(PROPOSE)]
-        stack = ExitStack()
-        session = stack.enter_context(self._bag.destination.open(coming))
-        proposed = frozenset((item.sop_class_uid, item.transfer_syntax_uid) for item in coming)
-        recodes = session if isinstance(session, RecodingSession) else None
-        self._way = _Way(session=session, recodes=recodes, stack=stack, proposed=proposed)
+        coming = [delivery, *self._bag.desk.coming(PROPOSE), *(RESULTS if self._ways is not None else ())]
+        self._way = self._open(coming)
         return self._way
 
+    def is_open_for(self, delivery: Delivery) -> bool:
+        """Whether a session that can carry it is open, its own or one that it takes of those that rest."""
+        if self._way is not None and self._way.fits(delivery):
+            return True
+        taken = self._ways.take(delivery) if self._ways is not None else None
+        if taken is None:
+            return False
+        self.close()
+        self._way = taken
+        return True
+
+    def _open(self, coming: Sequence[Outgoing]) -> Way:
+        try:
+            return Way.open(self._bag.destination, coming)
+        except (AssociationDenied, DestinationRefused):
+            if self._ways is None or not self._ways.close_one():
+                raise
+        return Way.open(self._bag.destination, coming)
+
     def linger_s(self) -> float | None:
-        """For how long the session, unused, stays open; None: there is none. One that was of no use is not kept."""
+        """For how long the session, unused, stays open; None: there is none."""
         if self._way is None:
             return None
-        return self._way.used_at + (self._rests_s() if self._way.taken else LINGER_S) - time.monotonic()
+        return self._way.used_at + LINGER_S - time.monotonic()
 
     def pause_s(self) -> float | None:
         """For how long to wait at most before `close_rested` is asked again; None: for ever."""
@@ -169,10 +167,18 @@ class Courier:
         if self._way is not None and not self._way.taken:
             self.close()
 
+    def leave(self) -> None:
+        """The session rests for whoever has the next use for it; one that was of no use, or of none any more, ends."""
+        way = self._way
+        if way is not None and self._ways is not None and way.taken and way.session.alive:
+            self._ways.leave(way)
+            self._way = None
+        self.close()
+
     def close(self) -> None:
         way, self._way = self._way, None
         if way is not None:
-            way.stack.close()
+            way.close()
 
 
 def _is_there(delivery: Delivery, path: Path) -> bool:

@@ -11,12 +11,12 @@ from functools import partial
 
 from appliance.errors import AssociationDenied, DestinationRefused, OutOfResources, StoreFailed, TransientDeliveryError
 from appliance.model import Delivery, Urgency
-from appliance.stages.forward.courier import LINGER_S, Bag, Courier
+from appliance.stages.forward.courier import Bag, Courier
+from appliance.stages.forward.limits import Limits
 from appliance.stages.forward.turns import OPENING_S
+from appliance.stages.forward.ways import LINGER_S, Ways
 
-ALONE_S = 600.0  # after a second association was not to be had, or cost the first one
 END_S = 5.0  # for all of them; who still waits for an answer then will send again
-CLASHES, FORGIVEN = 3.0, 0.05  # losses of the first that are too many; what one success takes back of them
 READY_S = 30.0  # an association for results rests while something less urgent goes out: opening one takes round trips
 EXPRESSES = (Urgency.URGENT_SR, Urgency.RESULT)  # the least urgent that each carries
 
@@ -26,7 +26,6 @@ class _Express:
 
     def __init__(self, least: Urgency) -> None:
         self.least = least
-        self.courier: Courier | None = None
         self.due = threading.Event()  # there may be one, and something less urgent in its way
         self.looked_in_vain = True  # while nothing was in its way
         self.left: tuple[int, float] | None = None  # which delivery it left to another, and since when
@@ -45,8 +44,9 @@ class Crew:
         self._threads: list[threading.Thread] = []
         self._hands = 0  # that were ever needed
         self._busy = 0  # of them, that hold an image
-        self._alone_until = 0.0
-        self._clashes = 0.0
+        self._ways = Ways()
+        self._limits = Limits()
+        self._couriers: list[Courier] = []
         self._failure: BaseException | None = None
 
     @property
@@ -82,19 +82,16 @@ class Crew:
 
     def first_lost(self) -> None:
         """The lane's own association was lost: again and again, beside others, means that they cost it."""
-        if self._bag.gauge.wanted > 1:
-            self._clashes += 1
-            if self._clashes >= CLASHES:
-                self._clashes = 0.0
-                self._step_back()
+        if self._bag.gauge.wanted > 1 and self._limits.first_lost():
+            self._bag.gauge.refused()
 
     def first_through(self) -> None:
         """The lane's own got an object through."""
-        self._clashes = max(0.0, self._clashes - FORGIVEN)
+        self._limits.first_through()
 
     def hope(self) -> None:
         """The destination is back: what it did not grant while it went, it may grant now."""
-        self._alone_until = 0.0
+        self._limits.hope()
         self._bag.gauge.hope()
 
     def under_way(self, delivery: Delivery) -> None:
@@ -140,61 +137,66 @@ class Crew:
             self._notes_due.clear()
             self._bag.desk.note()
 
-    def _carry_results(self, express: _Express) -> None:
-        def rests_s() -> float:
-            return READY_S if self._bag.turns.less_urgent_under_way(express.least) else LINGER_S
+    def _hire(self, ways: Ways | None = None) -> Courier:
+        courier = Courier(self._bag, self.under_way, ways)
+        self._couriers.append(courier)
+        return courier
 
-        courier = express.courier = Courier(self._bag, self.under_way, rests_s)
+    def _carry_results(self, express: _Express) -> None:
+        courier = self._hire(self._ways)
         try:
             while not self._stopping.is_set():
-                pause_s = courier.pause_s()
+                pause_s = self._ways.pause_s()
                 if express.left:  # the other may have been forestalled, or not be let in
                     pause_s = OPENING_S if pause_s is None else min(pause_s, OPENING_S)
                 if express.due.wait(pause_s) or express.left:
                     express.due.clear()
                     self._overtake(courier, express)
-                courier.close_rested()  # woken or not: where images come in all the time, no second is quiet
+                # Woken or not: where images come in all the time, no second is quiet.
+                in_their_way = self._bag.turns.less_urgent_under_way(Urgency.URGENT_SR)
+                self._ways.close_rested(READY_S if in_their_way else LINGER_S)
         finally:
             courier.close()
+            self._ways.close()
 
     def _overtake(self, courier: Courier, express: _Express) -> None:
         """Send the results that are due, as long as something less urgent would hold them up."""
-        while self._may_go():
+        while self._may_overtake(courier):
             express.looked_in_vain, left = True, express.left  # before the look: what begins right after says so again
             express.left = None
             if not self._bag.turns.less_urgent_under_way(express.least):
                 break
             express.looked_in_vain = False
             due = self._of_desk(self._bag.desk.peek, express.least)
-            if due is None or self._leaves(express, courier, due, left):
+            if due is None or self._leaves(express, due, left):
                 break
-            with nullcontext() if courier.alive else self._bag.turns.comes(due):
+            with nullcontext() if courier.is_open_for(due) else self._bag.turns.comes(due):
                 if not self._opens(courier, due):
                     break
                 delivery = self._of_desk(self._bag.desk.claim, express.least)
                 if delivery is None:  # the lane's own has it, and may have to open another association for it
-                    self._bag.note()
-                    courier.close_unused()
-                    return
-                for other in self._expresses:
-                    if other is not express:  # what waited behind this one is for the other
-                        other.due.set()
+                    break
+                self._tell_others(express)  # what waited behind this one is for them
                 if not self._carry(courier, delivery):
                     break
         self._bag.note()
+        if courier.has_way:
+            courier.leave()
+            self._tell_others(express)
 
-    def _leaves(self, express: _Express, courier: Courier, due: Delivery, left: tuple[int, float] | None) -> bool:
-        """Whether it is for one who carries but what is more urgent: one association is enough. Not for long, should
-        that one be busy or not be let in; nor where only this one has an association, which may be the last to be had.
-        """
+    def _tell_others(self, express: _Express) -> None:
         for other in self._expresses:
-            if not due.urgency <= other.least < express.least:
-                continue
-            if courier.alive and not (other.courier and other.courier.has_way):
-                continue
-            express.left = left if left and left[0] == due.id else (due.id, time.monotonic())
-            return time.monotonic() - express.left[1] < OPENING_S
-        return False
+            if other is not express:
+                other.due.set()
+
+    def _leaves(self, express: _Express, due: Delivery, left: tuple[int, float] | None) -> bool:
+        """Whether it is for one who carries but what is more urgent: one association is enough. Not for long, should
+        that one be busy or not be let in.
+        """
+        if not any(due.urgency <= other.least < express.least for other in self._expresses):
+            return False
+        express.left = left if left and left[0] == due.id else (due.id, time.monotonic())
+        return time.monotonic() - express.left[1] < OPENING_S
 
     def _opens(self, courier: Courier, due: Delivery) -> bool:
         """Have the way before the claim: the lane's own may send it meanwhile, should this take long."""
@@ -209,7 +211,7 @@ class Crew:
         return not self._stopping.is_set()  # it may have taken longer than the journal stays open
 
     def _carry_images(self, number: int) -> None:
-        courier, carried = Courier(self._bag, self.under_way), False
+        courier, carried = self._hire(), False
         try:
             while not self._stopping.is_set():
                 if self._assist(courier, number):
@@ -224,7 +226,7 @@ class Crew:
 
     def _assist(self, courier: Courier, number: int) -> bool:
         """Send one beside another that is under way: of a trickle the lane's own, which is open, is quickest."""
-        if number >= self._bag.gauge.wanted or not self._may_go():
+        if number >= self._bag.gauge.wanted or not self._may_go() or self._limits.reached:
             return False
         if not self._bag.turns.less_urgent_under_way(Urgency.RESULT):
             return False
@@ -254,7 +256,14 @@ class Crew:
         courier.close_rested()
 
     def _may_go(self) -> bool:
-        return self._going() and not self._stopping.is_set() and time.monotonic() >= self._alone_until
+        return self._going() and not self._stopping.is_set()
+
+    def _may_overtake(self, courier: Courier) -> bool:
+        return self._may_go() and (courier.has_way or len(self._ways) > 0 or self._limits.may_open(self._beside()))
+
+    def _beside(self) -> int:
+        """Associations beside the lane's own."""
+        return len(self._ways) + sum(courier.has_way for courier in self._couriers)
 
     def _of_desk(self, ask: Callable[[Urgency], Delivery | None], least: Urgency) -> Delivery | None:
         try:
@@ -291,11 +300,8 @@ class Crew:
             self._bag.desk.give_back(delivery)
 
     def _none_to_be_had(self, error: TransientDeliveryError | DestinationRefused) -> None:
-        self._step_back()
+        """What is open is what there is, or what can be had without harm to the first."""
+        self._limits.denied(self._beside())
+        self._bag.gauge.refused()
         if isinstance(error, AssociationDenied):
             self._bag.box.log("associations_limited", destination=self._name, reason=str(error))
-
-    def _step_back(self) -> None:
-        """One association is what there is, or what can be had without harm to the first."""
-        self._alone_until = time.monotonic() + ALONE_S
-        self._bag.gauge.refused()

@@ -11,12 +11,13 @@ from appliance.errors import DestinationRefused, OutOfResources, TransientDelive
 from appliance.model import Delivery, Urgency
 from appliance.ports import Destination
 from appliance.stages.forward.context import Outbox
-from appliance.stages.forward.courier import LINGER_S, Bag, Courier
+from appliance.stages.forward.courier import Bag, Courier
 from appliance.stages.forward.crew import Crew
 from appliance.stages.forward.desk import Desk
 from appliance.stages.forward.gauge import Gauge
 from appliance.stages.forward.timetable import Timetable
 from appliance.stages.forward.turns import Turns
+from appliance.stages.forward.ways import LINGER_S
 from appliance.wakeup import SLOW_POLL_S
 
 CAUGHT_UP = 8  # objects in a row: who had so many to send does not just keep up with a scanner

@@ -1,0 +1,47 @@
+"""How many associations a destination grants beside the lane's first, as far as it has shown."""
+
+import time
+from collections.abc import Callable
+
+ASKED_AGAIN_S = 600.0  # after a further association was not to be had, or cost the first one
+CLASHES, FORGIVEN = 3.0, 0.05  # losses of the first that are too many; what one success takes back of them
+
+
+class Limits:
+    """One lane's. Used by all of its couriers."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._granted = 0  # beside the first, while it is known that no more are
+        self._until = 0.0
+        self._clashes = 0.0
+
+    @property
+    def reached(self) -> bool:
+        """Whether one was not to be had, not long ago."""
+        return self._now() < self._until
+
+    def may_open(self, beside: int) -> bool:
+        """Whether to ask for one more than so many that are open beside the first."""
+        return beside < self._granted or not self.reached
+
+    def denied(self, beside: int) -> None:
+        """One more than so many was not to be had."""
+        self._granted, self._until = beside, self._now() + ASKED_AGAIN_S
+
+    def first_lost(self) -> bool:
+        """The first was lost, beside others. True: again and again, so they cost it, and none is asked for."""
+        self._clashes += 1
+        if self._clashes < CLASHES:
+            return False
+        self._clashes = 0.0
+        self.denied(0)
+        return True
+
+    def first_through(self) -> None:
+        """The first got an object through."""
+        self._clashes = max(0.0, self._clashes - FORGIVEN)
+
+    def hope(self) -> None:
+        """The destination is back: what it did not grant while it went, it may grant now."""
+        self._until = 0.0
