@@ -39,7 +39,7 @@ def at_once(wanted: int) -> int:
 
 
 class Session(Protocol):
-    """An open way to a destination (an association, say). Used by one thread; leaving the `with` closes it."""
+    """An open way to a destination (an association, say). One thread at a time; leaving the `with` closes it."""
 
     def __enter__(self) -> Self: ...
     def __exit__(

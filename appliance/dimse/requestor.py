@@ -79,7 +79,7 @@ def connect(target: Target, contexts: Sequence[Pair]) -> "RequestedAssociation":
 
 
 class RequestedAssociation:
-    """An association we asked for. Used by one thread; any error but a refused object ends it.
+    """An association we asked for. Used by one thread at a time; any error but a refused object ends it.
 
     Leaving its `with` releases it, or aborts it on the way out of an error.
     """

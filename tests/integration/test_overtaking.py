@@ -119,6 +119,48 @@ class Turnstile:
                     back.join()
 
 
+class Spoiler:
+    """Lets one connection through at a time; of any other, the association, and ends it at the first object."""
+
+    def __init__(self, server_port: int) -> None:
+        self._server_port = server_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.spoiled = 0
+        self._through = threading.Lock()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                carry = self._let_through if self._through.acquire(blocking=False) else self._spoil
+                threading.Thread(target=carry, args=(near,), daemon=True).start()
+
+    def _let_through(self, near: socket.socket) -> None:
+        with near, socket.create_connection(("127.0.0.1", self._server_port)) as far:
+            back = threading.Thread(target=pour, args=(far, near), daemon=True)
+            back.start()
+            pour(near, far)
+            back.join()
+        self._through.release()
+
+    def _spoil(self, near: socket.socket) -> None:
+        with near, socket.create_connection(("127.0.0.1", self._server_port)) as far:
+            far.sendall(near.recv(1 << 16))
+            near.sendall(far.recv(1 << 16))
+            near.recv(1)
+            self.spoiled += 1
+
+
 def pour(source: socket.socket, target: socket.socket) -> None:
     with suppress(OSError):
         while piece := source.recv(1 << 16):
@@ -291,6 +333,24 @@ def test_a_pacs_that_lets_a_second_association_wait_holds_no_result_back(site: S
             lane.wake()
             eventually(lambda: site.has(result), RESULT_S, "the result is there")
             assert site.handed_over.begun.index(result) <= begun + 1, "but for the image that was chosen just before"
+            eventually(site.is_whole, ALL_S, "all is there")
+    assert site.once_each()
+
+
+def test_a_pacs_that_ends_each_further_association_at_its_first_object_is_not_asked_for_one_again(site: Site) -> None:
+    with Spoiler(site.line.port) as spoiler:
+        site.owe(Urgency.IMAGE, LONG)
+        lane = site.lane(associations=1, port=spoiler.port)
+        with running(lane):
+            eventually(lambda: site.line.open_now)
+            for _ in range(3):
+                site.owe(Urgency.RESULT, 20 * KB, SR)
+                lane.wake()
+                eventually(lambda: spoiler.spoiled, RESULT_S, "the second association is lost")
+            carried = site.line.carried_in_all()
+            eventually(lambda: site.line.carried_in_all() > carried + 600 * KB, ALL_S, "the image goes on")
+            assert spoiler.spoiled == 1
+            site.line.bytes_s = 1e9
             eventually(site.is_whole, ALL_S, "all is there")
     assert site.once_each()
 

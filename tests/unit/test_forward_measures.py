@@ -9,7 +9,7 @@ import pytest
 from appliance.errors import TransientDeliveryError
 from appliance.model import Delivery, Urgency
 from appliance.stages.forward.gauge import FIRST_LOOK, REFUSED_S, TRY_AGAIN_S, Gauge
-from appliance.stages.forward.limits import ASKED_AGAIN_S, Limits
+from appliance.stages.forward.limits import DENIED_S, HARMED_S, Limits
 from appliance.stages.forward.timetable import Hours, Paced, Timetable
 from appliance.stages.forward.turns import (
     KEEP_ALIVE_BYTES,
@@ -305,13 +305,15 @@ def test_where_no_further_association_was_granted_as_many_as_there_were_are_open
     assert limits.reached
     assert limits.may_open(0)
     assert not limits.may_open(1)
-    moment[0] += ASKED_AGAIN_S
+    moment[0] += DENIED_S
     assert limits.may_open(1)
 
 
 def test_where_others_cost_the_first_again_and_again_none_is_opened() -> None:
-    limits = Limits(lambda: 100.0)
+    moment = [100.0]
+    limits = Limits(lambda: moment[0])
     assert [limits.first_lost() for _ in range(3)] == [False, False, True]
+    moment[0] += HARMED_S - 1
     assert not limits.may_open(0)
     limits.hope()
     assert limits.may_open(0)

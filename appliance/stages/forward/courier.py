@@ -2,14 +2,14 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.errors import AssociationDenied, DestinationRefused, ObjectRefused
+from appliance.errors import AssociationDenied, ObjectRefused
 from appliance.journal import outbox
 from appliance.model import Delivery, Urgency
-from appliance.ports import Destination, Outgoing, Turn
+from appliance.ports import Destination, Turn
 from appliance.stages.forward.context import Outbox
 from appliance.stages.forward.desk import Desk, Told
 from appliance.stages.forward.gauge import Gauge
@@ -42,10 +42,16 @@ class Courier:
         """`on_way` is told of each delivery for which an association is there; `ways`: those it shares with others."""
         self._bag, self._box, self._on_way, self._ways = bag, bag.box, on_way, ways
         self._way: Way | None = None
+        self._opening = False
 
     @property
     def has_way(self) -> bool:
         return self._way is not None
+
+    @property
+    def counts(self) -> bool:
+        """Whether one of the associations that the destination has granted, or is asked for, is its."""
+        return self._opening or self._way is not None
 
     @property
     def alive(self) -> bool:
@@ -118,30 +124,41 @@ class Courier:
 
     def open_for(self, delivery: Delivery) -> Way:
         """The open session if it proposed what this delivery needs, else a new one for what comes next."""
-        if self.is_open_for(delivery) and self._way is not None:
+        if self.has_for(delivery) and self._way is not None:
             return self._way
         self._bag.note()  # opening may take as long as the time-out
         self.close()
-        coming = [delivery, *self._bag.desk.coming(PROPOSE), *(RESULTS if self._ways is not None else ())]
-        self._way = self._open(coming)
+        self._opening = True
+        try:
+            self._way = self._open(delivery)
+        finally:
+            self._opening = False
         return self._way
 
-    def is_open_for(self, delivery: Delivery) -> bool:
-        """Whether a session that can carry it is open, its own or one that it takes of those that rest."""
+    def has_for(self, delivery: Delivery) -> bool:
+        """Have a session that can carry it without opening one: its own, or one of those that rest, which it takes."""
         if self._way is not None and self._way.fits(delivery):
             return True
         taken = self._ways.take(delivery) if self._ways is not None else None
         if taken is None:
             return False
-        self.close()
-        self._way = taken
+        own, self._way = self._way, taken
+        if own is not None:
+            own.close()
         return True
 
-    def _open(self, coming: Sequence[Outgoing]) -> Way:
+    def _open(self, delivery: Delivery) -> Way:
+        """Where it is one too many, one that somebody has left meanwhile, or the place of one that cannot carry it."""
+        shared = self._ways
+        coming = [delivery, *self._bag.desk.coming(PROPOSE), *(RESULTS if shared is not None else ())]
         try:
             return Way.open(self._bag.destination, coming)
-        except (AssociationDenied, DestinationRefused):
-            if self._ways is None or not self._ways.close_one():
+        except AssociationDenied:
+            if shared is None:
+                raise
+            if (left := shared.take(delivery)) is not None:
+                return left
+            if not shared.close_one():
                 raise
         return Way.open(self._bag.destination, coming)
 

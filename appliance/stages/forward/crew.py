@@ -32,7 +32,7 @@ class _Express:
 
 
 class Crew:
-    """Used by the lane's thread; `wake` and `stop` by others, too."""
+    """Used by the lane's thread; `wake`, `stop`, `note_soon` and `under_way` by others, too."""
 
     def __init__(self, name: str, bag: Bag, stop_lane: Callable[[], None], going: Callable[[], bool]) -> None:
         """`going`: whether the lane takes the destination for well."""
@@ -47,6 +47,7 @@ class Crew:
         self._ways = Ways()
         self._limits = Limits()
         self._couriers: list[Courier] = []
+        self._in_their_way_at = 0.0  # something less urgent than the most urgent results
         self._failure: BaseException | None = None
 
     @property
@@ -56,8 +57,7 @@ class Crew:
 
     def wake(self) -> None:
         """There is something new."""
-        for express in self._expresses:
-            express.due.set()
+        self._tell_others()
         with self._images:
             self._images.notify_all()
 
@@ -96,6 +96,8 @@ class Crew:
 
     def under_way(self, delivery: Delivery) -> None:
         """It is being sent: let what is more urgent pass, and have as many images sent beside it as is worth it."""
+        if delivery.urgency > Urgency.URGENT_SR:
+            self._in_their_way_at = time.monotonic()
         for express in self._expresses:
             if express.looked_in_vain and delivery.urgency > express.least:
                 express.looked_in_vain = False
@@ -151,40 +153,53 @@ class Crew:
                     pause_s = OPENING_S if pause_s is None else min(pause_s, OPENING_S)
                 if express.due.wait(pause_s) or express.left:
                     express.due.clear()
-                    self._overtake(courier, express)
-                # Woken or not: where images come in all the time, no second is quiet.
-                in_their_way = self._bag.turns.less_urgent_under_way(Urgency.URGENT_SR)
-                self._ways.close_rested(READY_S if in_their_way else LINGER_S)
+                    if self._overtake(courier, express):
+                        courier.leave()
+                        self._tell_others(express)  # who was denied an association, too
+                    self._bag.note()
+                self._ways.close_rested(self._rests_s())  # woken or not: where images come all the time, none is quiet
         finally:
             courier.close()
             self._ways.close()
 
-    def _overtake(self, courier: Courier, express: _Express) -> None:
-        """Send the results that are due, as long as something less urgent would hold them up."""
-        while self._may_overtake(courier):
-            express.looked_in_vain, left = True, express.left  # before the look: what begins right after says so again
-            express.left = None
+    def _rests_s(self) -> float:
+        in_their_way = self._bag.turns.less_urgent_under_way(Urgency.URGENT_SR)
+        return READY_S if in_their_way or time.monotonic() - self._in_their_way_at < LINGER_S else LINGER_S
+
+    def _overtake(self, courier: Courier, express: _Express) -> bool:
+        """Send the results that are due, as long as something less urgent would hold them up. True: it had a way."""
+        express.looked_in_vain, left, express.left, had_way = True, express.left, None, False
+        while self._may_go():
+            express.looked_in_vain = True  # before the look: what begins right after says so again
             if not self._bag.turns.less_urgent_under_way(express.least):
                 break
             express.looked_in_vain = False
             due = self._of_desk(self._bag.desk.peek, express.least)
             if due is None or self._leaves(express, due, left):
                 break
-            with nullcontext() if courier.is_open_for(due) else self._bag.turns.comes(due):
+            has_way = courier.has_for(due)
+            if not has_way and not self._has_room(courier):
+                break
+            with nullcontext() if has_way else self._bag.turns.comes(due):
                 if not self._opens(courier, due):
                     break
+                had_way = True
                 delivery = self._of_desk(self._bag.desk.claim, express.least)
                 if delivery is None:  # the lane's own has it, and may have to open another association for it
                     break
                 self._tell_others(express)  # what waited behind this one is for them
                 if not self._carry(courier, delivery):
                     break
-        self._bag.note()
-        if courier.has_way:
-            courier.leave()
-            self._tell_others(express)
+        return had_way or courier.has_way
 
-    def _tell_others(self, express: _Express) -> None:
+    def _has_room(self, courier: Courier) -> bool:
+        """Whether another association may be asked for, be it in the place of one that rests."""
+        while not self._limits.may_open(self._beside(courier)):
+            if not self._ways.close_one():
+                return False
+        return True
+
+    def _tell_others(self, express: _Express | None = None) -> None:
         for other in self._expresses:
             if other is not express:
                 other.due.set()
@@ -206,7 +221,7 @@ class Crew:
             self._bag.box.log("journal_full", reason=str(error))
             return False
         except (TransientDeliveryError, DestinationRefused) as error:
-            self._none_to_be_had(error)
+            self._none_to_be_had(courier, error)
             return False
         return not self._stopping.is_set()  # it may have taken longer than the journal stays open
 
@@ -216,6 +231,9 @@ class Crew:
             while not self._stopping.is_set():
                 if self._assist(courier, number):
                     carried = True
+                    if self._limits.reached:  # a result may have been denied its place
+                        courier.close()
+                        self._tell_others()
                     continue
                 if carried:  # the lane's own may have come to rest before
                     self.note_soon()
@@ -258,12 +276,9 @@ class Crew:
     def _may_go(self) -> bool:
         return self._going() and not self._stopping.is_set()
 
-    def _may_overtake(self, courier: Courier) -> bool:
-        return self._may_go() and (courier.has_way or len(self._ways) > 0 or self._limits.may_open(self._beside()))
-
-    def _beside(self) -> int:
-        """Associations beside the lane's own."""
-        return len(self._ways) + sum(courier.has_way for courier in self._couriers)
+    def _beside(self, courier: Courier) -> int:
+        """Associations beside the lane's own and this one's."""
+        return len(self._ways) + sum(one.counts for one in self._couriers if one is not courier)
 
     def _of_desk(self, ask: Callable[[Urgency], Delivery | None], least: Urgency) -> Delivery | None:
         try:
@@ -291,17 +306,19 @@ class Crew:
     def _failed(self, courier: Courier, delivery: Delivery, error: TransientDeliveryError | DestinationRefused) -> None:
         had_way = courier.has_way
         if not had_way or courier.fruitless:
-            self._none_to_be_had(error)
-        courier.close()  # before it is anybody's again: ending takes time
+            self._none_to_be_had(courier, error)
+        courier.leave()  # before it is anybody's again: ending takes time
         if had_way and not self._stopping.is_set():
             self._bag.box.log("delivery_failed", destination=self._name, delivery=delivery.id, reason=str(error))
             self._bag.desk.put_off(delivery)
         else:
             self._bag.desk.give_back(delivery)
 
-    def _none_to_be_had(self, error: TransientDeliveryError | DestinationRefused) -> None:
-        """What is open is what there is, or what can be had without harm to the first."""
-        self._limits.denied(self._beside())
+    def _none_to_be_had(self, courier: Courier, error: TransientDeliveryError | DestinationRefused) -> None:
+        """What is open is what there is; where it was not just denied, one that could be had might harm the first."""
         self._bag.gauge.refused()
         if isinstance(error, AssociationDenied):
+            self._limits.denied(self._beside(courier))
             self._bag.box.log("associations_limited", destination=self._name, reason=str(error))
+        else:
+            self._limits.harmed()

@@ -34,7 +34,7 @@ class Lane:
         associations: int = 1,
         timetable: Timetable | None = None,
     ) -> None:
-        """`associations`: for images, at most so many at one time; one more for a result that overtakes them."""
+        """`associations`: for images, at most so many at one time; up to two more for results that overtake them."""
         self.name = name
         self.state = "idle"  #: idle | sending | backing off | suspended
         self.reason = ""  #: of the state, in words

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 
-ASKED_AGAIN_S = 600.0  # after a further association was not to be had, or cost the first one
+DENIED_S = 30.0  # after a further association was denied, which costs a round trip; others may have had the place
+HARMED_S = 600.0  # after one came to nothing otherwise, or cost the first one
 CLASHES, FORGIVEN = 3.0, 0.05  # losses of the first that are too many; what one success takes back of them
 
 
@@ -26,16 +27,20 @@ class Limits:
         return beside < self._granted or not self.reached
 
     def denied(self, beside: int) -> None:
-        """One more than so many was not to be had."""
-        self._granted, self._until = beside, self._now() + ASKED_AGAIN_S
+        """One more than so many was not granted."""
+        self._granted, self._until = beside, self._now() + DENIED_S
+
+    def harmed(self) -> None:
+        """One was not let in at all, or was of no use, or cost the first: none further is asked for."""
+        self._granted, self._until = 0, self._now() + HARMED_S
 
     def first_lost(self) -> bool:
-        """The first was lost, beside others. True: again and again, so they cost it, and none is asked for."""
+        """The first was lost, beside others. True: again and again, so they cost it."""
         self._clashes += 1
         if self._clashes < CLASHES:
             return False
         self._clashes = 0.0
-        self.denied(0)
+        self.harmed()
         return True
 
     def first_through(self) -> None:

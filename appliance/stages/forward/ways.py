@@ -15,6 +15,7 @@ from appliance.model import Delivery
 from appliance.ports import Destination, Outgoing, RecodingSession, Session
 
 LINGER_S = 1.0
+MOST_RESTING = 2  # as many as carry results
 
 Pair = tuple[str, str]  #: SOP class and transfer syntax
 
@@ -81,9 +82,11 @@ class Ways:
             return found
 
     def leave(self, way: Way) -> None:
-        """It is whoever's takes it."""
+        """It is whoever's takes it. More than MOST_RESTING are not kept."""
         with self._lock:
             self._resting.append(way)
+            ended, self._resting = self._resting[:-MOST_RESTING], self._resting[-MOST_RESTING:]
+        _close(ended)
 
     def pause_s(self) -> float | None:
         """For how long to wait at most before `close_rested` is asked again; None: for ever."""
