@@ -22,6 +22,7 @@ from appliance.file_head import file_head
 from appliance.journal.store import Journal
 from appliance.model import Delivery, Owed, Urgency
 from appliance.stages.forward import Lane, Outbox
+from appliance.stages.forward.courier import LARGE
 from appliance.stages.forward.crew import READY_S
 from appliance.stages.forward.timetable import Hours, Paced, Timetable
 from appliance.stages.forward.turns import KEEP_ALIVE_BYTES
@@ -294,6 +295,18 @@ def test_for_an_urgent_report_one_association_is_opened_beside_the_images(site: 
             eventually(partial(site.has, urgent), RESULT_S, "the urgent report is there")
         assert not site.has(image)
         assert len({number for number, _ in site.line.carried}) == 2
+        site.line.bytes_s = 1e9
+        eventually(site.is_whole, ALL_S, "all is there")
+    assert site.once_each()
+
+
+def test_that_a_result_was_sent_is_noted_before_the_image_after_it_is_through(site: Site) -> None:
+    result = site.owe(Urgency.RESULT, 20 * KB, SR)
+    image = site.owe(Urgency.IMAGE, LARGE)  # before a larger one, all is noted
+    with running(site.lane(associations=1)):
+        eventually(lambda: site.owed() == 1, RESULT_S, "it is noted")
+        assert site.has(result)
+        assert not site.has(image)
         site.line.bytes_s = 1e9
         eventually(site.is_whole, ALL_S, "all is there")
     assert site.once_each()

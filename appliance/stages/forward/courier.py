@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,15 @@ class Courier:
             missing = Told(reason=outbox.COPY_MISSING, started_tick=self._box.journal.clock.tick())
             self._settle(delivery, Event.REFUSE, missing)
             return
+        with self._comes(delivery):
+            self._send(delivery, path)
+
+    def _comes(self, delivery: Delivery) -> AbstractContextManager[None]:
+        """What is less urgent stops while an association for a result is opened, and until that has its turn."""
+        opens = delivery.urgency < Urgency.URGENT_IMAGE and not self.has_for(delivery)
+        return self._bag.turns.comes(delivery) if opens else nullcontext()
+
+    def _send(self, delivery: Delivery, path: Path) -> None:
         way = self.open_for(delivery)
         if delivery.size > LARGE:
             self._bag.note()
@@ -119,7 +129,7 @@ class Courier:
         return turn_and_look
 
     def _settle(self, delivery: Delivery, event: Event, told: Told) -> None:
-        if self._bag.desk.settle(delivery, event, told):
+        if self._bag.desk.settle(delivery, event, told) or delivery.urgency < Urgency.URGENT_IMAGE:
             (self._bag.note if self._bag.desk.is_behind else self._bag.note_soon)()
 
     def open_for(self, delivery: Delivery) -> Way:
