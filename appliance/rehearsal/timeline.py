@@ -73,7 +73,8 @@ def _conclusion(job: Job) -> str:
     if outcome is None or outcome.conclusion is Conclusion.NOT_ANALYSED:
         return f"not analysed: {outcome.reason}: {outcome.detail}" if outcome else "not analysed"
     if outcome.findings:
-        return f"{len(outcome.findings)} finding{'' if len(outcome.findings) == 1 else 's'}"
+        more = f", at least {outcome.unlisted} more not listed" if outcome.unlisted else ""
+        return f"{len(outcome.findings)} finding{'' if len(outcome.findings) == 1 else 's'}{more}"
     accepted = outcome.engine.status == "site_accepted"
     return "no finding above threshold" if accepted else "reference engine: no statement"
 

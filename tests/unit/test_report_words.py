@@ -199,6 +199,7 @@ def test_what_is_not_listed_is_told_and_what_was_hashed_before_stays() -> None:
     more = context(conclusion=Conclusion.FINDING, findings=(NODULE,), unlisted=13)
     assert "Not listed: at least 13 more above threshold" in wording.warnings(more)
     assert "Not listed: at least 13 more above threshold" in wording.remarks(more)
+    assert wording.headline(more) == "1 finding above threshold, at least 13 more not listed"
     assert outcome_hash(more.outcome) != outcome_hash(outcome)
     before = "2d31aef8248a3a1c58d26c030ea15dbbe80725fa03fcb68b1a8d0afac59b53bf"  # by a release that knew of neither
     assert outcome_hash(outcome) == before

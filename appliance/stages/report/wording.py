@@ -36,9 +36,10 @@ def _conclusion(outcome: Outcome) -> str:
         return f"Not analysed: {reason_codes(outcome).words}"
     if outcome.conclusion is Conclusion.FINDING:
         count = len(outcome.findings)
+        more = f", at least {outcome.unlisted} more not listed" if outcome.unlisted else ""
         if accepted(outcome):
-            return f"{count} {_plural(count, 'finding')} above threshold"
-        return f"Reference engine: {count} {_plural(count, 'candidate')} to look at, no statement beyond"
+            return f"{count} {_plural(count, 'finding')} above threshold{more}"
+        return f"Reference engine: {count} {_plural(count, 'candidate')} to look at{more}, no statement beyond"
     if states_negative(outcome):
         return NO_FINDING_TEXT
     return "No statement: the extent that was read is not recorded" if accepted(outcome) else REFERENCE_TEXT
