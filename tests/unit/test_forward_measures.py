@@ -313,6 +313,7 @@ def test_where_others_cost_the_first_again_and_again_none_is_opened() -> None:
     moment = [100.0]
     limits = Limits(lambda: moment[0])
     assert [limits.first_lost() for _ in range(3)] == [False, False, True]
+    limits.denied(1)
     moment[0] += HARMED_S - 1
     assert not limits.may_open(0)
     limits.hope()

@@ -70,10 +70,10 @@ class Courier:
             missing = Told(reason=outbox.COPY_MISSING, started_tick=self._box.journal.clock.tick())
             self._settle(delivery, Event.REFUSE, missing)
             return
-        with self._comes(delivery):
+        with self.comes(delivery):
             self._send(delivery, path)
 
-    def _comes(self, delivery: Delivery) -> AbstractContextManager[None]:
+    def comes(self, delivery: Delivery) -> AbstractContextManager[None]:
         """What is less urgent stops while an association for a result is opened, and until that has its turn."""
         opens = delivery.urgency < Urgency.URGENT_IMAGE and not self.has_for(delivery)
         return self._bag.turns.comes(delivery) if opens else nullcontext()

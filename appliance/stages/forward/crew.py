@@ -6,7 +6,6 @@ one until it has got something through again. Their threads stay as long as the 
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 
 from appliance.errors import AssociationDenied, DestinationRefused, OutOfResources, StoreFailed, TransientDeliveryError
@@ -28,6 +27,7 @@ class _Express:
         self.least = least
         self.due = threading.Event()  # there may be one, and something less urgent in its way
         self.looked_in_vain = True  # while nothing was in its way
+        self.denied = False  # what is due has no association, and none may be asked for, or was not to be had
         self.left: tuple[int, float] | None = None  # which delivery it left to another, and since when
 
 
@@ -148,10 +148,8 @@ class Crew:
         courier = self._hire(self._ways)
         try:
             while not self._stopping.is_set():
-                pause_s = self._ways.pause_s()
-                if express.left:  # the other may have been forestalled, or not be let in
-                    pause_s = OPENING_S if pause_s is None else min(pause_s, OPENING_S)
-                if express.due.wait(pause_s) or express.left:
+                waits = express.denied or express.left is not None  # for who may be forestalled, or not be let in
+                if express.due.wait(OPENING_S if waits else self._ways.pause_s()) or waits:
                     express.due.clear()
                     if self._overtake(courier, express):
                         courier.leave()
@@ -163,12 +161,15 @@ class Crew:
             self._ways.close()
 
     def _rests_s(self) -> float:
-        in_their_way = self._bag.turns.less_urgent_under_way(Urgency.URGENT_SR)
-        return READY_S if in_their_way or time.monotonic() - self._in_their_way_at < LINGER_S else LINGER_S
+        now = time.monotonic()
+        if self._bag.turns.less_urgent_under_way(Urgency.URGENT_SR):
+            self._in_their_way_at = now
+        return READY_S if now - self._in_their_way_at < 2 * LINGER_S else LINGER_S  # it is looked at every LINGER_S
 
     def _overtake(self, courier: Courier, express: _Express) -> bool:
         """Send the results that are due, as long as something less urgent would hold them up. True: it had a way."""
-        express.looked_in_vain, left, express.left, had_way = True, express.left, None, False
+        express.looked_in_vain, left, express.left, express.denied = True, express.left, None, False
+        had_way = False
         while self._may_go():
             express.looked_in_vain = True  # before the look: what begins right after says so again
             if not self._bag.turns.less_urgent_under_way(express.least):
@@ -177,11 +178,9 @@ class Crew:
             due = self._of_desk(self._bag.desk.peek, express.least)
             if due is None or self._leaves(express, due, left):
                 break
-            has_way = courier.has_for(due)
-            if not has_way and not self._has_room(courier):
-                break
-            with nullcontext() if has_way else self._bag.turns.comes(due):
-                if not self._opens(courier, due):
+            with courier.comes(due):
+                express.denied = not (courier.has_for(due) or self._has_room(courier)) or not self._opens(courier, due)
+                if express.denied:
                     break
                 had_way = True
                 delivery = self._of_desk(self._bag.desk.claim, express.least)
@@ -194,10 +193,10 @@ class Crew:
 
     def _has_room(self, courier: Courier) -> bool:
         """Whether another association may be asked for, be it in the place of one that rests."""
-        while not self._limits.may_open(self._beside(courier)):
-            if not self._ways.close_one():
-                return False
-        return True
+        beside = self._beside(courier)
+        if self._limits.may_open(beside):
+            return True
+        return len(self._ways) > 0 and self._limits.may_open(beside - 1) and self._ways.close_one()
 
     def _tell_others(self, express: _Express | None = None) -> None:
         for other in self._expresses:
@@ -210,8 +209,9 @@ class Crew:
         """
         if not any(due.urgency <= other.least < express.least for other in self._expresses):
             return False
-        express.left = left if left and left[0] == due.id else (due.id, time.monotonic())
-        return time.monotonic() - express.left[1] < OPENING_S
+        since = left[1] if left and left[0] == due.id else time.monotonic()
+        express.left = (due.id, since) if time.monotonic() - since < OPENING_S else None
+        return express.left is not None
 
     def _opens(self, courier: Courier, due: Delivery) -> bool:
         """Have the way before the claim: the lane's own may send it meanwhile, should this take long."""
@@ -250,17 +250,20 @@ class Crew:
             return False
         least = Urgency.IMAGE if self._bag.turns.images_may_go() else Urgency.RESULT
         due = self._of_desk(self._bag.desk.peek, least)
-        if due is None or not self._opens(courier, due) or number >= self._bag.gauge.wanted:
+        if due is None:
             return False
-        delivery = self._of_desk(self._bag.desk.claim, least)
-        if delivery is None:
-            courier.close_unused()
-            return False
-        self._count(1)
-        try:
-            return self._carry(courier, delivery)
-        finally:
-            self._count(-1)
+        with courier.comes(due):
+            if not self._opens(courier, due) or number >= self._bag.gauge.wanted:
+                return False
+            delivery = self._of_desk(self._bag.desk.claim, least)
+            if delivery is None:
+                courier.close_unused()
+                return False
+            self._count(1)
+            try:
+                return self._carry(courier, delivery)
+            finally:
+                self._count(-1)
 
     def _count(self, one: int) -> None:
         with self._images:

@@ -13,26 +13,27 @@ class Limits:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._granted = 0  # beside the first, while it is known that no more are
-        self._until = 0.0
+        self._granted = 0  # beside the first, when one more was denied
+        self._denied_until = self._harmed_until = 0.0
         self._clashes = 0.0
 
     @property
     def reached(self) -> bool:
         """Whether one was not to be had, not long ago."""
-        return self._now() < self._until
+        return self._now() < max(self._denied_until, self._harmed_until)
 
     def may_open(self, beside: int) -> bool:
         """Whether to ask for one more than so many that are open beside the first."""
-        return beside < self._granted or not self.reached
+        now = self._now()
+        return now >= self._harmed_until and (beside < self._granted or now >= self._denied_until)
 
     def denied(self, beside: int) -> None:
         """One more than so many was not granted."""
-        self._granted, self._until = beside, self._now() + DENIED_S
+        self._granted, self._denied_until = beside, self._now() + DENIED_S
 
     def harmed(self) -> None:
         """One was not let in at all, or was of no use, or cost the first: none further is asked for."""
-        self._granted, self._until = 0, self._now() + HARMED_S
+        self._harmed_until = self._now() + HARMED_S
 
     def first_lost(self) -> bool:
         """The first was lost, beside others. True: again and again, so they cost it."""
@@ -49,4 +50,4 @@ class Limits:
 
     def hope(self) -> None:
         """The destination is back: what it did not grant while it went, it may grant now."""
-        self._until = 0.0
+        self._denied_until = self._harmed_until = 0.0
