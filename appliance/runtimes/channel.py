@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.errors import RuntimeCancelled, RuntimeFailed
 from appliance.model import Reason
-from appliance.runtimes.child import HEADER
+from appliance.runtimes.child import AT_ONCE, HEADER
 
 _CANCELLED_EVERY_S = 0.1
 _MAX_LENGTH = 2**40
@@ -36,7 +36,7 @@ class Answer(BaseModel):
 
 
 class Hello(Answer):
-    protocol: Literal[1]
+    protocol: Literal[2]
     version: Name
     device: Name
 
@@ -82,11 +82,17 @@ class Loaded(Answer):
     device: Name = ""  #: where it is known no sooner than this
 
 
-class Ran(Answer):
-    outputs: Annotated[tuple[ArraySpec, ...], Field(max_length=64)]
+class RanAgain(Answer):
+    """`outputs` is None where they are of the kinds, and at the places, of the run before."""
+
+    outputs: Annotated[tuple[ArraySpec, ...], Field(max_length=64)] | None = None
     offsets: Annotated[tuple[Annotated[int, Field(ge=0, le=_MAX_LENGTH)], ...], Field(max_length=64)] = ()
     run_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     note: Name = ""  #: how it went, as the runtime says
+
+
+class Ran(RanAgain):
+    outputs: Annotated[tuple[ArraySpec, ...], Field(max_length=64)]
 
 
 class Done(Answer):
@@ -132,14 +138,17 @@ class Patience:
         """Until the socket is ready. Raises RuntimeFailed(DEADLINE) or RuntimeCancelled."""
         poller = select.poll()
         poller.register(connection, event)
-        while True:
-            if self.cancelled():
-                raise RuntimeCancelled(Reason.ENGINE_FAILED, f"{self.what} was cancelled")
-            left = self.until - time.monotonic()
-            if left <= 0:
-                raise RuntimeFailed(Reason.DEADLINE, f"{self.what} passed its deadline of {self.seconds:g} s")
-            if poller.poll(min(left, _CANCELLED_EVERY_S) * 1000):
-                return
+        while not poller.poll(min(self.check(), _CANCELLED_EVERY_S) * 1000):
+            pass
+
+    def check(self) -> float:
+        """Seconds left, more than 0. Raises as `wait`."""
+        if self.cancelled():
+            raise RuntimeCancelled(Reason.ENGINE_FAILED, f"{self.what} was cancelled")
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise RuntimeFailed(Reason.DEADLINE, f"{self.what} passed its deadline of {self.seconds:g} s")
+        return left
 
 
 class Channel:
@@ -154,36 +163,45 @@ class Channel:
         """Raises EOFError or OSError when the child is gone, RuntimeFailed for everything else that can go wrong."""
         body = json.dumps(request).encode()
         self._send(HEADER.pack(len(body)) + body, files, patience)
-        (size,) = HEADER.unpack(self._receive(HEADER.size, patience))
-        if size > self._max_answer:
-            raise RuntimeFailed(Reason.ENGINE_FAILED, f"the child's answer is too long: {size} bytes")
-        return _checked(self._receive(size, patience), kind)
+        return _checked(self._receive(patience), kind)
 
     def close(self) -> None:
         self._socket.close()
 
     def _send(self, message: bytes, files: Sequence[int], patience: Patience) -> None:
+        patience.check()
         left, fds = memoryview(message), list(files)
         while left:
-            patience.wait(self._socket, select.POLLOUT)
             try:
-                sent = socket.send_fds(self._socket, [left], fds)
+                sent = socket.send_fds(self._socket, [left], fds) if fds else self._socket.send(left)
             except BlockingIOError:
+                patience.wait(self._socket, select.POLLOUT)
                 continue
             left, fds = left[sent:], []  # the descriptors go with the first byte
 
-    def _receive(self, size: int, patience: Patience) -> bytes:
-        read = bytearray()
-        while len(read) < size:
-            patience.wait(self._socket, select.POLLIN)
-            part = self._socket.recv(size - len(read))
-            if not part:
-                raise EOFError
-            read += part
-        return bytes(read)
+    def _receive(self, patience: Patience) -> bytearray:
+        """One answer, and not a byte more: what is said unasked would pass for the answer to the next request."""
+        read = bytearray(self._some(AT_ONCE, patience))
+        while len(read) < HEADER.size:
+            read += self._some(HEADER.size - len(read), patience)
+        (size,) = HEADER.unpack_from(read)
+        if size > self._max_answer:
+            raise RuntimeFailed(Reason.ENGINE_FAILED, f"the child's answer is too long: {size} bytes")
+        whole = HEADER.size + size
+        while len(read) < whole:
+            read += self._some(whole - len(read), patience)
+        if len(read) > whole:
+            raise RuntimeFailed(Reason.ENGINE_FAILED, "the child said more than it was asked")
+        return read[HEADER.size :]
+
+    def _some(self, most: int, patience: Patience) -> bytes:
+        patience.wait(self._socket, select.POLLIN)
+        if part := self._socket.recv(most):
+            return part
+        raise EOFError
 
 
-def _checked(body: bytes, kind: type[A]) -> A:
+def _checked(body: bytearray, kind: type[A]) -> A:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

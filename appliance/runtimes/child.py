@@ -10,13 +10,16 @@ passes along with the request. One request, one answer, in this order:
 
     hello  settings of the runtime -> protocol, version, device
     load   sha256 [model file]     -> inputs, outputs: name, dtype, shape (-1: any length); device
-    infer  deadline_s, room, inputs: name, dtype, shape, offset [memory]
+    infer  deadline_s, room, keep, inputs: name, dtype, shape, offset [memory]
                                    -> outputs: name, dtype, shape; offsets; run_ms, note
+    again  deadline_s              -> as `infer`
     fetch  offsets, one an output [memory]              -> the memory is filled
     quit                           -> and the child ends
 
 `room` is where in the memory of `infer` outputs may be left, and how many bytes of them: if they fit, `offsets` says
-where each is, else it is empty, and they are to be fetched.
+where each is, else it is empty, and they are to be fetched. With `keep` the child holds on to that memory until the
+next `infer`, and `again` is a run on what stands at the same places by then; if it leaves outputs of the same kinds at
+the same places as the run before, its answer says neither.
 
 Each answer has `ok`; where it is false, `reason` ("runtime", "model", "run", "memory") and `detail`. Anything
 unforeseen ends the child with a traceback on stderr, which the parent reads. The end of the socket ends the child.
@@ -39,14 +42,15 @@ import sys
 import time
 import types
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, List, Protocol, Tuple, cast
+from typing import Any, BinaryIO, Callable, Dict, List, Optional, Protocol, Tuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-PROTOCOL = 1
+PROTOCOL = 2
 HEADER = struct.Struct(">I")
 MAX_MESSAGE = 256 * 1024
+AT_ONCE = 4096  # bytes of a message that are read in one go: as a rule, all
 MAX_DETAIL = 500
 MAX_NOTE = 200
 MAX_WRITE = 1 << 30
@@ -97,10 +101,15 @@ class Wire:
 
     def receive(self) -> Tuple[Message, List[BinaryIO]]:
         files: List[BinaryIO] = []
-        (size,) = HEADER.unpack(self._read(HEADER.size, files))
-        if size > MAX_MESSAGE:
+        read = self._some(AT_ONCE, files)
+        while len(read) < HEADER.size:
+            read += self._some(HEADER.size - len(read), files)
+        whole = HEADER.size + HEADER.unpack_from(read)[0]
+        if not len(read) <= whole <= HEADER.size + MAX_MESSAGE:
             raise EOFError("the parent speaks another protocol")
-        return json.loads(self._read(size, files)), files
+        while len(read) < whole:
+            read += self._some(whole - len(read), files)
+        return json.loads(read[HEADER.size :]), files
 
     def send(self, message: Message) -> None:
         body = json.dumps(message).encode()
@@ -110,15 +119,50 @@ class Wire:
         """Whether nothing is asked for so long."""
         return not select.select([self._socket], [], [], seconds)[0]
 
-    def _read(self, size: int, files: List[BinaryIO]) -> bytes:
-        read = b""
-        while len(read) < size:
-            part, fds, _, _ = socket.recv_fds(self._socket, size - len(read), 1)
-            files += [os.fdopen(fd, "rb", buffering=0) for fd in fds]
-            if not part:
-                raise EOFError("the parent is gone")
-            read += part
-        return read
+    def _some(self, most: int, files: List[BinaryIO]) -> bytes:
+        part, fds, _, _ = socket.recv_fds(self._socket, most, 1)
+        files += [os.fdopen(fd, "rb", buffering=0) for fd in fds]
+        if not part:
+            raise EOFError("the parent is gone")
+        return part
+
+
+class Places:
+    """The memory that came with a request, and where in it arrays are."""
+
+    def __init__(self, file: BinaryIO, inputs: List[Message], room: List[int]) -> None:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.inputs = {spec["name"]: _view(memory, spec, spec["offset"]) for spec in inputs}
+        self._file = file
+        self._room = room
+        self._kinds: List[Tuple[str, Any, Tuple[int, ...]]] = []  # of what was left here last
+        self._offsets: List[int] = []
+
+    def leave(self, outputs: Dict[str, Array]) -> Message:
+        """Put them in the room, if they fit; what there is to say of that."""
+        kinds = [(name, array.dtype, array.shape) for name, array in outputs.items()]
+        said: Message = {}
+        if kinds != self._kinds or not self._offsets:
+            self._kinds, self._offsets = kinds, self._fit(outputs)
+            specs = [{"name": name, "dtype": dtype.name, "shape": shape} for name, dtype, shape in kinds]
+            said = {"outputs": specs, "offsets": self._offsets}
+        if self._offsets:
+            for at, array in zip(self._offsets, outputs.values(), strict=True):
+                write_array(self._file.fileno(), at, array)
+        return said
+
+    def _fit(self, outputs: Dict[str, Array]) -> List[int]:
+        """Where each goes, one behind the other; [] where the room is too small."""
+        offset, left = self._room
+        offsets = []
+        for array in outputs.values():
+            offsets.append(offset)
+            taken = -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+            offset, left = offset + taken, left - taken
+        return offsets if left >= 0 else []
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Worker:
@@ -128,12 +172,19 @@ class Worker:
         self._runtime = runtime
         self._threads = threads
         self._backend: Backend
-        self._outputs: Dict[str, Array] = {}
+        self._outputs: Dict[str, Array] = {}  # that are to be fetched
+        self._kept: Optional[Places] = None
+        self._do: Dict[str, Callable[[Message, List[BinaryIO]], Message]] = {
+            "hello": self._hello,
+            "load": self._load,
+            "infer": self._infer,
+            "again": self._again,
+            "fetch": self._fetch,
+        }
 
     def answer(self, request: Message, files: List[BinaryIO]) -> Message:
-        do = {"hello": self._hello, "load": self._load, "infer": self._infer, "fetch": self._fetch}
         try:
-            return {"ok": True, **do[request["do"]](request, files)}
+            return {"ok": True, **self._do[request["do"]](request, files)}
         except Refused as refused:
             return {"ok": False, "reason": refused.reason, "detail": str(refused)[:MAX_DETAIL]}
         except MemoryError as error:
@@ -163,41 +214,39 @@ class Worker:
         return {"inputs": inputs, "outputs": outputs, "device": self._backend.device}
 
     def _infer(self, request: Message, files: List[BinaryIO]) -> Message:
-        memory = mmap.mmap(files[0].fileno(), 0, access=mmap.ACCESS_READ)
-        inputs = {spec["name"]: _view(memory, spec, spec["offset"]) for spec in request["inputs"]}
-        self._backend.deadline_s = request["deadline_s"]
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+        places = Places(files[0], request["inputs"], request["room"])
+        if request["keep"]:
+            self._kept = places
+            files.clear()  # what is in there is closed after the answer
+        return self._run(places, request["deadline_s"])
+
+    def _again(self, request: Message, _files: List[BinaryIO]) -> Message:
+        if self._kept is None:
+            raise Refused("run", "nothing was kept to be run again")
+        return self._run(self._kept, request["deadline_s"])
+
+    def _run(self, places: Places, deadline_s: float) -> Message:
+        self._backend.deadline_s = deadline_s
         start = time.perf_counter()
         try:
-            outputs = self._backend.run(inputs)
+            outputs = self._backend.run(places.inputs)
         except ConnectionError as error:
             raise Refused("runtime", str(error)) from error
         except (ValueError, RuntimeError) as error:
             raise Refused("run", str(error)) from error
         run_ms = (time.perf_counter() - start) * 1000
-        self._outputs = outputs
-        specs = [{"name": name, "dtype": a.dtype.name, "shape": list(a.shape)} for name, a in outputs.items()]
         note = getattr(self._backend, "note", "")[:MAX_NOTE]
-        return {"outputs": specs, "offsets": self._leave(files[0], request["room"]), "run_ms": run_ms, "note": note}
-
-    def _leave(self, file: BinaryIO, room: List[int]) -> List[int]:
-        """The outputs in the memory that came with the inputs, one behind the other; [] where they do not fit."""
-        offset, left = room
-        offsets = []
-        for array in self._outputs.values():
-            offsets.append(offset)
-            taken = -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-            offset, left = offset + taken, left - taken
-        if left < 0:
-            return []
-        for at, array in zip(offsets, self._outputs.values(), strict=True):
-            _write(file.fileno(), at, array)
-        self._outputs = {}
-        return offsets
+        said = places.leave(outputs)
+        self._outputs = outputs if said.get("offsets") == [] else {}
+        return {**said, "run_ms": run_ms, "note": note}
 
     def _fetch(self, request: Message, files: List[BinaryIO]) -> Message:
         outputs, self._outputs = self._outputs, {}
         for offset, array in zip(request["offsets"], outputs.values(), strict=True):
-            _write(files[0].fileno(), offset, array)
+            write_array(files[0].fileno(), offset, array)
         return {}
 
 
@@ -207,12 +256,17 @@ def _view(memory: mmap.mmap, spec: Message, offset: int) -> Array:
     return flat.reshape(spec["shape"])
 
 
-def _write(fd: int, offset: int, array: Array) -> None:
+def write_array(fd: int, offset: int, array: Array) -> None:
     """By system calls: a mapping would cost a page fault each 4 kB."""
-    octets = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    done = 0
-    while done < octets.size:
-        done += os.pwrite(fd, octets[done : done + MAX_WRITE].data, offset + done)
+    whole = np.ascontiguousarray(array)
+    done = os.pwrite(fd, whole.data, offset) if whole.nbytes <= MAX_WRITE else 0
+    while done < whole.nbytes:
+        done += os.pwrite(fd, octets(whole)[done : done + MAX_WRITE].data, offset + done)
+
+
+def octets(array: Array) -> NDArray[np.uint8]:
+    """The bytes of a contiguous one, not copied."""
+    return array.reshape(-1).view(np.uint8)
 
 
 def _backend(runtime: str, threads: int, settings: Message) -> Backend:

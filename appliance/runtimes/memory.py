@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from numpy.typing import NDArray
 
 from appliance.ports import Array
-from appliance.runtimes.child import ALIGNMENT
+from appliance.runtimes.child import ALIGNMENT, MAX_WRITE, octets, write_array
 
-_MAX_WRITE = 1 << 30
+__all__ = ["layout", "memory_file", "open_memory", "read_array", "write_array", "write_zeros"]
+
+_ZEROS = memoryview(bytes(1 << 16))
 
 
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -27,33 +28,37 @@ def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
     return offsets, end
 
 
-@contextmanager
-def memory_file(size: int) -> Iterator[int]:
-    """A descriptor of a memory file of fixed size, zeroed; closed at the end."""
+def open_memory(size: int) -> int:
+    """A descriptor of a memory file of fixed size, zeroed; to be closed. Raises OSError."""
     fd = os.memfd_create("scanside", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, max(size, 1))  # nothing cannot be mapped
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextmanager
+def memory_file(size: int) -> Iterator[int]:
+    """As `open_memory`; closed at the end."""
+    fd = open_memory(size)
+    try:
         yield fd
     finally:
         os.close(fd)
 
 
-def write_array(fd: int, offset: int, array: Array) -> None:
-    octets = _octets(np.ascontiguousarray(array))
-    done = 0
-    while done < octets.size:
-        done += os.pwrite(fd, octets[done : done + _MAX_WRITE].data, offset + done)
+def write_zeros(fd: int, offset: int, size: int) -> None:
+    end = offset + size
+    while offset < end:
+        offset += os.pwrite(fd, _ZEROS[: end - offset], offset)
 
 
 def read_array(fd: int, offset: int, dtype: str, shape: Sequence[int]) -> Array:
     array: Array = np.empty(shape, dtype)
-    octets = _octets(array)
-    done = 0
-    while done < octets.size:
-        done += os.preadv(fd, [octets[done : done + _MAX_WRITE].data], offset + done)
+    done = os.preadv(fd, [array.data], offset) if array.nbytes <= MAX_WRITE else 0
+    while done < array.nbytes:
+        done += os.preadv(fd, [octets(array)[done : done + MAX_WRITE].data], offset + done)
     return array
-
-
-def _octets(array: Array) -> NDArray[np.uint8]:
-    return array.reshape(-1).view(np.uint8)

@@ -41,18 +41,19 @@ class OnnxCpu:
         self.device = f"CPU ({_processor()})"
         self._threads = threads
         self._session: ort.InferenceSession
+        self._outputs: List[str] = []
 
     def load(self, model: bytes) -> Tuple[List[Spec], List[Spec]]:
         try:
             self._session = ort.InferenceSession(model, _options(self._threads), providers=["CPUExecutionProvider"])
         except _ERRORS as error:
             raise ValueError(_text(error)) from error
+        self._outputs = [output.name for output in self._session.get_outputs()]
         return _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
 
     def run(self, inputs: Dict[str, Array]) -> Dict[str, Array]:
-        names = [output.name for output in self._session.get_outputs()]
         try:
-            return dict(zip(names, self._session.run(names, inputs), strict=True))
+            return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
         except _ERRORS as error:
             if _NO_MEMORY in str(error):
                 raise MemoryError(_text(error)) from error

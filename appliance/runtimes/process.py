@@ -17,8 +17,9 @@ import numpy as np
 from appliance.errors import RuntimeFailed
 from appliance.model import Reason
 from appliance.ports import Array
-from appliance.runtimes.channel import ArraySpec, Done, Hello, Loaded, Patience, Ran, TensorSpec
-from appliance.runtimes.memory import layout, memory_file, read_array, write_array
+from appliance.runtimes.channel import ArraySpec, Done, Hello, Loaded, Patience, Ran, RanAgain, TensorSpec
+from appliance.runtimes.memory import layout, memory_file
+from appliance.runtimes.passage import Kinds, Passage, kinds_of, places_of, read_places
 from appliance.runtimes.spawn import Child, ChildSettings
 
 __all__ = ["ChildEngine", "ChildRuntime", "ChildSettings"]
@@ -106,6 +107,7 @@ class ChildEngine:
         self._model = model
         self._sha256 = sha256
         self._child: Child | None = None
+        self._passage: Passage | None = None  # that this child has
 
     @property
     def pid(self) -> int | None:
@@ -135,16 +137,15 @@ class ChildEngine:
         Raises RuntimeFailed with the reason DEADLINE or ENGINE_FAILED, or RuntimeCancelled; the child is killed then,
         unless it was the inputs that do not fit the model.
         """
-        self._check_inputs(inputs)
+        kinds = kinds_of(inputs)
+        if self._passage is None or self._passage.kinds != kinds:
+            self._check_inputs(inputs)
         patience = Patience.of("inference", deadline_s, cancelled)
-        with ExitStack() as undo:
-            undo.callback(self._discard)
-            child = self._living_child(patience)
-            with _shortage_told():
-                ran, outputs = self._run(child, inputs, patience)
-            undo.pop_all()
-        self.last_run_ms, self.last_note = ran.run_ms, ran.note
-        return outputs
+        try:
+            return self._run(self._living_child(patience), inputs, kinds, patience)
+        except BaseException:
+            self._discard()
+            raise
 
     def doubt(self, why: str) -> None:
         """There is no other to ask."""
@@ -172,22 +173,49 @@ class ChildEngine:
             raise RuntimeFailed(Reason.ENGINE_FAILED, "no child")
         return self._child
 
-    def _run(self, child: Child, inputs: Mapping[str, Array], patience: Patience) -> tuple[Ran, dict[str, Array]]:
-        offsets, size = layout([array.nbytes for array in inputs.values()])
-        specs = [
-            {"name": name, "dtype": array.dtype.name, "shape": array.shape, "offset": offset}
-            for (name, array), offset in zip(inputs.items(), offsets, strict=True)
-        ]
-        room = self._room()
-        with memory_file(size + room) as fd:
-            for array, offset in zip(inputs.values(), offsets, strict=True):
-                write_array(fd, offset, array)
-            request = {"do": "infer", "inputs": specs, "room": [size, room], "deadline_s": patience.left_s}
-            ran = child.ask(request, Ran, patience, [fd])
-            self._check_outputs(ran.outputs)
-            if ran.offsets:
-                return ran, _copied(fd, ran.outputs, ran.offsets)
-        return ran, self._fetch(child, ran.outputs, patience)
+    def _run(self, child: Child, inputs: Mapping[str, Array], kinds: Kinds, patience: Patience) -> dict[str, Array]:
+        try:
+            if self._passage is not None and self._passage.kinds == kinds:
+                ran, outputs = self._again(child, self._passage, inputs, patience)
+            else:
+                ran, outputs = self._first(child, inputs, kinds, patience)
+        except (OSError, MemoryError) as error:
+            raise RuntimeFailed(Reason.ENGINE_FAILED, f"no memory to pass arrays: {error}") from error
+        self.last_run_ms, self.last_note = ran.run_ms, ran.note
+        return outputs
+
+    def _first(
+        self, child: Child, inputs: Mapping[str, Array], kinds: Kinds, patience: Patience
+    ) -> tuple[RanAgain, dict[str, Array]]:
+        self._let_go()
+        passage = self._passage = Passage(kinds, self._room())
+        passage.fill(inputs)
+        ran = child.ask(passage.request(patience.left_s), Ran, patience, [passage.fd])
+        outputs = self._outputs(child, passage, ran.outputs, ran.offsets, patience)
+        if not passage.lasts:
+            self._let_go()
+        return ran, outputs
+
+    def _again(
+        self, child: Child, passage: Passage, inputs: Mapping[str, Array], patience: Patience
+    ) -> tuple[RanAgain, dict[str, Array]]:
+        passage.fill(inputs)
+        ran = child.ask({"do": "again", "deadline_s": patience.left_s}, RanAgain, patience)
+        if ran.outputs is None and passage.outputs:
+            return ran, read_places(passage.fd, passage.outputs)
+        return ran, self._outputs(child, passage, ran.outputs or (), ran.offsets, patience)
+
+    def _outputs(
+        self,
+        child: Child,
+        passage: Passage,
+        specs: Sequence[ArraySpec],
+        offsets: Sequence[int],
+        patience: Patience,
+    ) -> dict[str, Array]:
+        self._check_outputs(specs)
+        passage.outputs = places_of(specs, offsets, passage.size) if offsets else []
+        return read_places(passage.fd, passage.outputs) if offsets else self._fetch(child, specs, patience)
 
     def _room(self) -> int:
         """Bytes for the outputs, where the model says how large they will be: it saves asking for them."""
@@ -209,9 +237,15 @@ class ChildEngine:
         offsets, size = layout([spec.size for spec in specs])
         with memory_file(size) as fd:
             child.ask({"do": "fetch", "offsets": offsets}, Done, patience, [fd])
-            return _copied(fd, specs, offsets)
+            return read_places(fd, places_of(specs, offsets, size))
+
+    def _let_go(self) -> None:
+        if self._passage is not None:
+            passage, self._passage = self._passage, None
+            passage.close()
 
     def _discard(self) -> None:
+        self._let_go()
         if self._child is not None:
             child, self._child = self._child, None
             self._runtime.bury(child)
@@ -227,23 +261,3 @@ def _opened(model: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _copied(fd: int, specs: Sequence[ArraySpec], offsets: Sequence[int]) -> dict[str, Array]:
-    """The outputs, out of the child's reach. Raises RuntimeFailed where they are not what or where it says."""
-    if len(offsets) != len(specs) or any(
-        at + s.size > os.fstat(fd).st_size for s, at in zip(specs, offsets, strict=True)
-    ):
-        raise RuntimeFailed(Reason.ENGINE_FAILED, "the outputs are not where they should be")
-    try:
-        return {s.name: read_array(fd, at, s.dtype, s.shape) for s, at in zip(specs, offsets, strict=True)}
-    except ValueError as error:  # a length of 0 makes the size 0, however large the others are
-        raise RuntimeFailed(Reason.ENGINE_FAILED, f"the outputs have no shape of an array: {error}") from error
-
-
-@contextmanager
-def _shortage_told() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, MemoryError) as error:
-        raise RuntimeFailed(Reason.ENGINE_FAILED, f"no memory to pass arrays: {error}") from error

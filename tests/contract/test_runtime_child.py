@@ -23,6 +23,7 @@ from appliance import runtimes
 from appliance.errors import RuntimeFailed
 from appliance.model import Reason
 from appliance.runtimes.memory import layout, memory_file, read_array, write_array
+from appliance.runtimes.passage import LASTING_BYTES
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
 from tests.missing import missing
 
@@ -62,7 +63,7 @@ def ran(*outputs, **more):
 Y = tensor("y", [2])
 """
 UP_TO_INFER = """
-read(); say(ok=True, protocol=1, version="1", device="none")
+read(); say(ok=True, protocol=2, version="1", device="none")
 read(); say(ok=True, inputs=[tensor("x", [2])], outputs=[tensor("y", [-1])])
 read()
 """
@@ -122,6 +123,9 @@ NONSENSE = "answered nonsense"
         ("ran(Y, offsets=[1 << 20])", Reason.ENGINE_FAILED, "not where they should be"),
         ("ran(Y, offsets=[0, 0])", Reason.ENGINE_FAILED, "not where they should be"),
         ("ran(Y, offsets=[-1])", Reason.ENGINE_FAILED, NONSENSE),
+        ("say(ok=True, run_ms=1)", Reason.ENGINE_FAILED, NONSENSE),
+        ("say(ok=True, outputs=None, run_ms=1)", Reason.ENGINE_FAILED, NONSENSE),
+        (r"wire.sendall(b'\0\0\0\x02{}' * 2); hang()", Reason.ENGINE_FAILED, "more than it was asked"),
         ("ran(Y); read(); say(ok=True, more=1)", Reason.ENGINE_FAILED, NONSENSE),
         ("ran(Y); read(); sys.exit(0)", Reason.ENGINE_FAILED, "ended with status 0"),
         ("ran(Y); hang()", Reason.DEADLINE, "passed its deadline"),
@@ -154,7 +158,7 @@ def test_an_empty_output_whose_other_lengths_no_array_can_have(tmp_path: Path, m
 
 def test_outputs_that_were_left_beside_the_inputs_are_not_asked_for(tmp_path: Path, model: Path) -> None:
     left = """
-read(); say(ok=True, protocol=1, version="1", device="none")
+read(); say(ok=True, protocol=2, version="1", device="none")
 read(); say(ok=True, inputs=[tensor("x", [2])], outputs=[tensor("y", [2])])
 head, (memory,), _, _ = socket.recv_fds(wire, 4, 1)
 offset, length = json.loads(wire.recv(*struct.unpack(">I", head), socket.MSG_WAITALL))["room"]
@@ -165,6 +169,86 @@ hang()
 """
     with closing(load(scripted(tmp_path, left), model)) as engine:
         assert engine.infer(X, 10)["y"].tolist() == [3.0, 4.0]
+
+
+FIRST_OF_TWO = """
+read(); say(ok=True, protocol=2, version="1", device="none")
+read(); say(ok=True, inputs=[tensor("x", [-1])], outputs=[tensor("y", [2])])
+def receive():
+    body, (memory,), _, _ = socket.recv_fds(wire, 4096, 1)
+    return json.loads(body[4:]), memory
+request, memory = receive()
+offset, length = request["room"]
+"""
+LEFT = (
+    FIRST_OF_TWO
+    + """
+os.pwrite(memory, struct.pack("<2f", 3.0, 4.0), offset)
+ran(Y, offsets=[offset])
+"""
+)
+
+
+def test_on_arrays_of_the_same_kinds_the_child_is_sent_no_other_memory(tmp_path: Path, model: Path) -> None:
+    again = """
+request = read()
+assert request["do"] == "again" and set(request) == {"do", "deadline_s"}
+os.pwrite(memory, struct.pack("<2f", *(2 * x for x in struct.unpack("<2f", os.pread(memory, 8, 0)))), offset)
+say(ok=True, run_ms=2.0)
+request, other = receive()
+assert request["do"] == "infer" and [spec["shape"] for spec in request["inputs"]] == [[3]]
+ran(Y, offsets=request["room"][:1])
+hang()
+"""
+    with closing(load(scripted(tmp_path, LEFT + again), model)) as engine:
+        first = engine.infer(X, 10)["y"]
+        second = engine.infer({"x": np.array([5, 6], np.float32)}, 10)["y"]
+        assert engine.last_run_ms == 2.0
+        third = engine.infer({"x": np.zeros(3, np.float32)}, 10)["y"]
+    assert [array.tolist() for array in (first, second, third)] == [[3.0, 4.0], [10.0, 12.0], [0.0, 0.0]]
+
+
+def test_a_child_that_says_it_ran_again_and_did_not_gives_nothing_of_the_run_before(
+    tmp_path: Path, model: Path
+) -> None:
+    with closing(load(scripted(tmp_path, LEFT + "read(); say(ok=True, run_ms=1); hang()"), model)) as engine:
+        assert engine.infer(X, 10)["y"].tolist() == [3.0, 4.0]
+        assert engine.infer(X, 10)["y"].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("ran(Y); read(); say(ok=True)", "say(ok=True, run_ms=1)", "not those of the model"),
+        ("ran(Y, offsets=[offset])", "say(ok=True, outputs=[], run_ms=1)", "not those of the model"),
+        ("ran(Y, offsets=[offset])", "ran(tensor('y', [3]))", "y has the shape"),
+        ("ran(Y, offsets=[offset])", "ran(Y, offsets=[1 << 20])", "not where they should be"),
+        ("ran(Y, offsets=[offset])", "ran(Y, offsets=[])", "ended with status 0"),
+        ("ran(Y, offsets=[offset])", "say(ok=False, reason='run', detail='no luck')", "no luck"),
+        ("ran(Y, offsets=[offset])", "say(ok=True)", NONSENSE),
+        ("ran(Y, offsets=[offset])", "sys.exit(3)", "ended with status 3"),
+    ],
+)
+def test_every_way_to_answer_wrongly_the_second_time(
+    tmp_path: Path, model: Path, first: str, second: str, words: str
+) -> None:
+    engine = load(scripted(tmp_path, f"{FIRST_OF_TWO}{first}\nread(); {second}"), model)
+    engine.infer(X, 10)
+    with pytest.raises(RuntimeFailed, match=words) as caught:
+        engine.infer(X, 10)
+    assert caught.value.reason == Reason.ENGINE_FAILED
+    assert engine.pid is None
+
+
+@pytest.mark.parametrize(("length", "kept"), [(LASTING_BYTES // 4 - 16, True), (LASTING_BYTES // 4, False)])
+def test_memory_of_a_large_run_is_not_kept(tmp_path: Path, model: Path, length: int, kept: bool) -> None:
+    said = "ran(Y, offsets=[offset], note=str(request['keep'])); hang()"
+    before = set(Path("/proc/self/fd").iterdir())
+    with closing(load(scripted(tmp_path, FIRST_OF_TWO + said), model)) as engine:
+        started = set(Path("/proc/self/fd").iterdir()) - before
+        engine.infer({"x": np.zeros(length, np.float32)}, 20)
+        assert engine.last_note == str(kept)
+        assert len(set(Path("/proc/self/fd").iterdir()) - before - started) == kept
 
 
 def test_a_child_that_closes_its_socket_and_stays(tmp_path: Path, model: Path) -> None:
@@ -178,7 +262,7 @@ def test_a_child_that_closes_its_socket_and_stays(tmp_path: Path, model: Path) -
     ("text", "reason", "words"),
     [
         ("sys.exit('no licence')", Reason.NO_ENGINE, "status 1: no licence"),
-        ("read(); say(ok=True, protocol=2, version='1', device='none')", Reason.ENGINE_FAILED, "nonsense: protocol"),
+        ("read(); say(ok=True, protocol=1, version='1', device='none')", Reason.ENGINE_FAILED, "nonsense: protocol"),
         ("read(); say(ok=False, reason='runtime', detail='not here')", Reason.NO_ENGINE, "not here"),
     ],
 )

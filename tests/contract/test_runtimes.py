@@ -168,6 +168,13 @@ def zeros() -> bytes:
     return model(nodes, [shape], [total])
 
 
+def places() -> bytes:
+    """where = the indices at which x is not 0: as many as there are."""
+    x = make_tensor_value_info("x", TensorProto.FLOAT, [4])
+    where = make_tensor_value_info("where", TensorProto.INT64, [1, "n"])
+    return model([make_node("NonZero", ["x"], ["where"])], [x], [where])
+
+
 Load = Callable[[bytes], ChildEngine]
 
 
@@ -251,6 +258,37 @@ def test_any_length_in_one_child_and_any_memory_layout(load: Load, rows: int) ->
     for _ in range(3):
         outputs = engine.infer({"b": strided, "a": a}, 10)
         np.testing.assert_array_equal(outputs["total"], a + 1)
+
+
+def test_each_run_is_on_its_own_arrays_however_kinds_alternate(load: Load) -> None:
+    engine = load(arithmetic())
+    assert engine.pid is not None
+    descriptors = []
+    for number in range(12):
+        a = np.full((1 + number // 2 % 3, 2), number, np.float32)
+        inputs = {"a": a, "b": a + 1} if number % 4 else {"b": a + 1, "a": a}
+        outputs = engine.infer(inputs, 10)
+        np.testing.assert_array_equal(outputs["total"], 2 * a + 1)
+        np.testing.assert_array_equal(outputs["more"], np.zeros_like(a, bool))
+        descriptors.append(len(list(Path(f"/proc/{engine.pid}/fd").iterdir())))
+    assert len(set(descriptors)) == 1
+
+
+def test_outputs_whose_size_is_in_the_data(load: Load) -> None:
+    """The inputs are of the same kinds each time."""
+    engine = load(places())
+    for ones in ([1, 1, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]):
+        x = np.array(ones, np.float32)
+        np.testing.assert_array_equal(engine.infer({"x": x}, 10)["where"], [np.flatnonzero(x)])
+
+
+def test_outputs_belong_to_the_caller_whatever_runs_next(load: Load) -> None:
+    engine = load(loop())
+    first = engine.infer(ONCE, 30)["y"]
+    before = first.copy()
+    second = engine.infer({"x": X + 1, "n": np.array(1, np.int64)}, 30)["y"]
+    np.testing.assert_array_equal(first, before)
+    assert np.allclose(second, np.tanh(X + 1), rtol=1e-6)
 
 
 def test_nan_and_infinity_pass_through(load: Load) -> None:
@@ -404,6 +442,7 @@ def test_killed_at_work(load: Load) -> None:
 
 def test_killed_while_idle_is_not_noticed_by_the_caller(load: Load) -> None:
     engine = load(loop())
+    engine.infer(ONCE, 30)
     pid = engine.pid
     assert pid is not None
     watch = os.pidfd_open(pid)
