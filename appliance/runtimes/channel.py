@@ -9,6 +9,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -21,6 +22,7 @@ from appliance.model import Reason
 from appliance.runtimes.child import AT_ONCE, HEADER
 
 _CANCELLED_EVERY_S = 0.1
+_MORE_SAID = "the child said more than it was asked"
 _MAX_LENGTH = 2**40
 
 Name = Annotated[str, Field(max_length=256)]
@@ -161,6 +163,7 @@ class Channel:
 
     def ask(self, request: dict[str, Any], files: Sequence[int], kind: type[A], patience: Patience) -> A:
         """Raises EOFError or OSError when the child is gone, RuntimeFailed for everything else that can go wrong."""
+        self._expect_silence()
         body = json.dumps(request).encode()
         self._send(HEADER.pack(len(body)) + body, files, patience)
         return _checked(self._receive(patience), kind)
@@ -191,8 +194,14 @@ class Channel:
         while len(read) < whole:
             read += self._some(whole - len(read), patience)
         if len(read) > whole:
-            raise RuntimeFailed(Reason.ENGINE_FAILED, "the child said more than it was asked")
+            raise RuntimeFailed(Reason.ENGINE_FAILED, _MORE_SAID)
         return read[HEADER.size :]
+
+    def _expect_silence(self) -> None:
+        with suppress(BlockingIOError):
+            if self._socket.recv(1, socket.MSG_PEEK):
+                raise RuntimeFailed(Reason.ENGINE_FAILED, _MORE_SAID)
+            raise EOFError
 
     def _some(self, most: int, patience: Patience) -> bytes:
         patience.wait(self._socket, select.POLLIN)

@@ -81,7 +81,9 @@ class Backend(Protocol):
         ...
 
     def run(self, inputs: Dict[str, Array]) -> Dict[str, Array]:
-        """What it returns need be good only until the next run. A `note`, if it has one, says how the run went."""
+        """What it returns need be good only until the next run, and so are the inputs: others take their place then.
+        It leaves the dictionary as it is. A `note`, if it has one, says how the run went.
+        """
         ...
 
 

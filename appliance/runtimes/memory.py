@@ -14,9 +14,9 @@ import numpy as np
 from appliance.ports import Array
 from appliance.runtimes.child import ALIGNMENT, MAX_WRITE, octets, write_array
 
-__all__ = ["layout", "memory_file", "open_memory", "read_array", "write_array", "write_zeros"]
+__all__ = ["layout", "memory_file", "open_memory", "read_array", "write_array", "write_nothing"]
 
-_ZEROS = memoryview(bytes(1 << 16))
+_NOTHING = memoryview(b"\xff" * (1 << 16))  # as floats of any size: NaN
 
 
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -50,10 +50,10 @@ def memory_file(size: int) -> Iterator[int]:
         os.close(fd)
 
 
-def write_zeros(fd: int, offset: int, size: int) -> None:
-    end = offset + size
-    while offset < end:
-        offset += os.pwrite(fd, _ZEROS[: end - offset], offset)
+def write_nothing(fd: int, room: range) -> None:
+    offset = room.start
+    while offset < room.stop:
+        offset += os.pwrite(fd, _NOTHING[: room.stop - offset], offset)
 
 
 def read_array(fd: int, offset: int, dtype: str, shape: Sequence[int]) -> Array:

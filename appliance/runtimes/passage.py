@@ -2,7 +2,7 @@
 
 To make one, map it and let it go takes longer than the network of a small engine. So one of moderate size stays, for
 runs on arrays of the same kinds: the patches of a scan, the next film. What was checked of the one run holds for the
-next: the kinds of the inputs, and where the outputs are. It never outlives the child that was given it.
+next: the kinds of the inputs, and where the outputs are. No other child is given it.
 """
 
 import os
@@ -16,7 +16,7 @@ from appliance.errors import RuntimeFailed
 from appliance.model import Reason
 from appliance.ports import Array
 from appliance.runtimes.channel import ArraySpec
-from appliance.runtimes.memory import layout, open_memory, read_array, write_array, write_zeros
+from appliance.runtimes.memory import layout, open_memory, read_array, write_array, write_nothing
 
 LASTING_BYTES = 16 << 20  # with more the network takes so much longer that it does not matter, and others may need it
 
@@ -28,9 +28,11 @@ def kinds_of(arrays: Mapping[str, Array]) -> Kinds:
     return tuple((name, array.dtype, array.shape) for name, array in arrays.items())
 
 
-def places_of(specs: Sequence[ArraySpec], offsets: Sequence[int], size: int) -> list[Place]:
-    """Raises RuntimeFailed where one would not lie within so many bytes."""
-    if len(offsets) != len(specs) or any(at + s.size > size for s, at in zip(specs, offsets, strict=True)):
+def places_of(specs: Sequence[ArraySpec], offsets: Sequence[int], room: range) -> list[Place]:
+    """Raises RuntimeFailed where one would not lie within these bytes."""
+    if len(offsets) != len(specs) or any(
+        at < room.start or at + s.size > room.stop for s, at in zip(specs, offsets, strict=True)
+    ):
         raise RuntimeFailed(Reason.ENGINE_FAILED, "the outputs are not where they should be")
     return [(s.name, at, s.dtype, s.shape) for s, at in zip(specs, offsets, strict=True)]
 
@@ -49,19 +51,25 @@ class Passage:
     def __init__(self, kinds: Kinds, room: int) -> None:
         """`kinds`: of the inputs; `room`: bytes for outputs. Raises OSError."""
         self.kinds = kinds
-        self._offsets, self._end = layout([prod(shape) * dtype.itemsize for _, dtype, shape in kinds])
-        self._room = room
-        self.size = self._end + room
-        self.lasts = self.size <= LASTING_BYTES
+        self._offsets, end = layout([prod(shape) * dtype.itemsize for _, dtype, shape in kinds])
+        self.room = range(end, end + room)
+        self.lasts = end + room <= LASTING_BYTES
         self.outputs: list[Place] = []  #: where the last run left them
-        self._is_used = False
-        self.fd = open_memory(self.size)
+        self._file = os.fdopen(open_memory(end + room), "r+b", buffering=0)
+
+    @property
+    def fd(self) -> int:
+        """Raises RuntimeFailed once it is closed, as by another thread at the end: the number may be another file's."""
+        try:
+            return self._file.fileno()
+        except ValueError as error:
+            raise RuntimeFailed(Reason.ENGINE_FAILED, "the memory to pass arrays through is closed") from error
 
     def fill(self, inputs: Mapping[str, Array]) -> None:
-        """With arrays of the same kinds. Nothing is left of the last outputs: they may be another patient's."""
-        if self._is_used:
-            write_zeros(self.fd, self._end, self._room)
-        self._is_used = True
+        """With arrays of the same kinds. Nothing is left of the last outputs, which may be another patient's: a child
+        that says it ran and did not leaves values that are no numbers.
+        """
+        write_nothing(self.fd, self.room)
         for array, offset in zip(inputs.values(), self._offsets, strict=True):
             write_array(self.fd, offset, array)
 
@@ -71,8 +79,8 @@ class Passage:
             {"name": name, "dtype": dtype.name, "shape": shape, "offset": offset}
             for (name, dtype, shape), offset in zip(self.kinds, self._offsets, strict=True)
         ]
-        room = [self._end, self._room]
+        room = [self.room.start, len(self.room)]
         return {"do": "infer", "inputs": inputs, "room": room, "keep": self.lasts, "deadline_s": deadline_s}
 
     def close(self) -> None:
-        os.close(self.fd)
+        self._file.close()

@@ -214,8 +214,12 @@ class ChildEngine:
         patience: Patience,
     ) -> dict[str, Array]:
         self._check_outputs(specs)
-        passage.outputs = places_of(specs, offsets, passage.size) if offsets else []
-        return read_places(passage.fd, passage.outputs) if offsets else self._fetch(child, specs, patience)
+        passage.outputs = places_of(specs, offsets, passage.room) if offsets else []
+        if offsets:
+            return read_places(passage.fd, passage.outputs)
+        if not passage.lasts:
+            self._let_go()  # before as much again is needed
+        return self._fetch(child, specs, patience)
 
     def _room(self) -> int:
         """Bytes for the outputs, where the model says how large they will be: it saves asking for them."""
@@ -237,7 +241,7 @@ class ChildEngine:
         offsets, size = layout([spec.size for spec in specs])
         with memory_file(size) as fd:
             child.ask({"do": "fetch", "offsets": offsets}, Done, patience, [fd])
-            return read_places(fd, places_of(specs, offsets, size))
+            return read_places(fd, places_of(specs, offsets, range(size)))
 
     def _let_go(self) -> None:
         if self._passage is not None:

@@ -209,7 +209,8 @@ def run(config: Config, journal: Journal, spool: Spool, life: Life, log: Log) ->
     analysis.wake()
     for worker in workers:
         worker.join(1.0)
-    analysis.close()
+    if not any(worker.alive for worker in workers):  # else it would close what they use; their children end with us
+        analysis.close()
     return EX_LATCHED if spool.latched() else max((worker.status for worker in workers), default=EX_OK)
 
 

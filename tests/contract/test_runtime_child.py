@@ -26,6 +26,7 @@ from appliance.runtimes.memory import layout, memory_file, read_array, write_arr
 from appliance.runtimes.passage import LASTING_BYTES
 from appliance.runtimes.process import ChildEngine, ChildRuntime, ChildSettings
 from tests.missing import missing
+from tests.waiting import eventually
 
 PROGRAMS = [
     Path(runtimes.__file__).with_name(name)
@@ -121,6 +122,7 @@ NONSENSE = "answered nonsense"
         ("ran()", Reason.ENGINE_FAILED, "not those of the model"),
         ("ran(Y, Y)", Reason.ENGINE_FAILED, "not those of the model"),
         ("ran(Y, offsets=[1 << 20])", Reason.ENGINE_FAILED, "not where they should be"),
+        ("ran(Y, offsets=[0])", Reason.ENGINE_FAILED, "not where they should be"),
         ("ran(Y, offsets=[0, 0])", Reason.ENGINE_FAILED, "not where they should be"),
         ("ran(Y, offsets=[-1])", Reason.ENGINE_FAILED, NONSENSE),
         ("say(ok=True, run_ms=1)", Reason.ENGINE_FAILED, NONSENSE),
@@ -146,7 +148,7 @@ def test_every_way_to_answer_wrongly(tmp_path: Path, model: Path, answer: str, r
     assert engine.pid is None
 
 
-@pytest.mark.parametrize("more", ["offsets=[0]); hang()", "); read(); say(ok=True); hang()"])
+@pytest.mark.parametrize("more", ["offsets=[64]); hang()", "); read(); say(ok=True); hang()"])
 def test_an_empty_output_whose_other_lengths_no_array_can_have(tmp_path: Path, model: Path, more: str) -> None:
     shapes = UP_TO_INFER.replace("[-1]", "[-1, -1, -1]")
     engine = load(scripted(tmp_path, f"{shapes}ran(tensor('y', [2 ** 40, 2 ** 40, 0]), {more}"), model)
@@ -205,7 +207,8 @@ hang()
         second = engine.infer({"x": np.array([5, 6], np.float32)}, 10)["y"]
         assert engine.last_run_ms == 2.0
         third = engine.infer({"x": np.zeros(3, np.float32)}, 10)["y"]
-    assert [array.tolist() for array in (first, second, third)] == [[3.0, 4.0], [10.0, 12.0], [0.0, 0.0]]
+    assert [array.tolist() for array in (first, second)] == [[3.0, 4.0], [10.0, 12.0]]
+    assert np.isnan(third).all(), "it said that it left something there"
 
 
 def test_a_child_that_says_it_ran_again_and_did_not_gives_nothing_of_the_run_before(
@@ -213,7 +216,7 @@ def test_a_child_that_says_it_ran_again_and_did_not_gives_nothing_of_the_run_bef
 ) -> None:
     with closing(load(scripted(tmp_path, LEFT + "read(); say(ok=True, run_ms=1); hang()"), model)) as engine:
         assert engine.infer(X, 10)["y"].tolist() == [3.0, 4.0]
-        assert engine.infer(X, 10)["y"].tolist() == [0.0, 0.0]
+        assert np.isnan(engine.infer(X, 10)["y"]).all()
 
 
 @pytest.mark.parametrize(
@@ -238,6 +241,21 @@ def test_every_way_to_answer_wrongly_the_second_time(
         engine.infer(X, 10)
     assert caught.value.reason == Reason.ENGINE_FAILED
     assert engine.pid is None
+
+
+def test_an_answer_too_many_is_no_answer_to_what_is_asked_next(tmp_path: Path, model: Path) -> None:
+    said = tmp_path / "said"
+    late = f"read(); say(ok=True, run_ms=1); say(ok=True, run_ms=1); open({str(said)!r}, 'x'); hang()"
+
+    def infer_twice(engine: ChildEngine) -> None:
+        engine.infer(X, 10)
+        eventually(said.exists)
+        engine.infer(X, 10)
+
+    with closing(load(scripted(tmp_path, LEFT + late), model)) as engine:
+        engine.infer(X, 10)
+        with pytest.raises(RuntimeFailed, match="more than it was asked"):
+            infer_twice(engine)
 
 
 @pytest.mark.parametrize(("length", "kept"), [(LASTING_BYTES // 4 - 16, True), (LASTING_BYTES // 4, False)])
