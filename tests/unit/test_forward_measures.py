@@ -326,3 +326,22 @@ def test_losses_far_apart_are_forgiven() -> None:
         assert not limits.first_lost()
         for _ in range(20):
             limits.first_through()
+
+
+def test_a_trial_is_not_judged_by_how_a_burst_began() -> None:
+    """In slow start four associations carry less than two do later. Bursts of six seconds, a minute apart."""
+    now, each, alone = 100.0, 530_000, 3.3e6
+    gauge = Gauge(4, lambda: now)
+    gauge.starts(0.1)
+    for _ in range(10):
+        began, sent = now, 0
+        while sent < 100:
+            together = gauge.wanted
+            one = alone * min(1.0, 0.1 + 0.25 * (now - began))
+            took = max(together * each / min(12.5e6, together * one), each / one)
+            for _ in range(together):
+                now, sent = now + took / together, sent + 1
+                gauge.sent(each, took, 0.1)
+        gauge.rest()
+        assert gauge.wanted == 4
+        now += 60.0

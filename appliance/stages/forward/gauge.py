@@ -13,6 +13,7 @@ FIRST_LOOK = 2  # objects
 LONG_WAY_S = 0.02  # round trip
 LONG_OBJECT = 10  # round trips: of an object that takes longer alone, waiting for its answer is not what takes long
 LOOK_S, TRIAL_S = 0.5, 1.0  # of steady sending, at least
+START_S = 2.0  # of sending after a rest, in which slow start hides what the line can do: beside it all looks better
 OBJECTS_EACH = 4  # at least, by each association
 GAIN = 1.1  # more are worth it from here; so are fewer, unless they lose as much
 TRY_AGAIN_S = 300.0
@@ -39,6 +40,7 @@ class Gauge:
         self.wanted = 1  #: associations that send images; of those that do already, the rest waits
         self.bytes_s = 0.0  #: what the line carries with all of them; 0: not measured yet
         self._guessed = most == 1
+        self._since = self._now()  # when it began to send
         self._begin()
 
     def _begin(self) -> None:
@@ -50,6 +52,7 @@ class Gauge:
             if self._trial is not None:
                 self.wanted, self._trial = self._trial.wanted, None
             self._begin()
+            self._since = self._began
 
     def starts(self, round_trip_s: float) -> None:
         """The first object goes. Over a long way all are opened at once: soon it is known what they bring."""
@@ -113,7 +116,7 @@ class Gauge:
                 self._not_before = now + TRY_AGAIN_S
                 self._upward = not self._upward
                 return
-        if now >= self._not_before:
+        if now >= self._not_before and self._began - self._since >= START_S:
             self._try(now)
 
     def _try(self, now: float) -> None:
