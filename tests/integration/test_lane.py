@@ -17,9 +17,9 @@ from appliance.journal.store import Journal
 from appliance.model import Owed, Urgency
 from appliance.ports import Outgoing, Turn, at_once
 from appliance.stages.forward import Lane, Outbox
-from appliance.stages.forward.courier import LINGER_S
 from appliance.stages.forward.desk import OLDEST_EVERY, SETTLE_AT_MOST
 from appliance.stages.forward.lane import CAUGHT_UP
+from appliance.stages.forward.ways import LINGER_S
 from appliance.wakeup import SLOW_POLL_S
 from tests.journals import CT_IMAGE, SERIES, arrival, events, open_journal, receive
 from tests.waiting import eventually
