@@ -8,7 +8,8 @@ import pytest
 
 from appliance.errors import DestinationRefused, TransientDeliveryError
 from appliance.stages.forward import Lane, Outbox
-from appliance.stages.forward.courier import LARGE, LINGER_S
+from appliance.stages.forward.courier import LARGE
+from appliance.stages.forward.ways import LINGER_S
 from tests.integration.test_lane import IMAGE, URGENT_SR, Line
 from tests.journals import TO_PACS, arrival, open_journal, receive
 
