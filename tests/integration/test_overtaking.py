@@ -322,6 +322,7 @@ def test_a_result_of_another_class_goes_on_the_association_that_an_urgent_report
         urgent = site.owe(Urgency.URGENT_SR, 20 * KB, COMPREHENSIVE_3D_SR)
         lane.wake()
         eventually(lambda: site.has(urgent), RESULT_S, "the urgent report is there")
+        eventually(lambda: len(lane._crew._ways), RESULT_S, "its association rests")
         picture = site.owe(Urgency.RESULT, 20 * KB, SECONDARY_CAPTURE)
         lane.wake()
         eventually(lambda: site.has(picture), RESULT_S, "the picture is there")
