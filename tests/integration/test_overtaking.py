@@ -4,6 +4,7 @@ import hashlib
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -92,8 +93,8 @@ class Site:
         return all(one.times == 1 for one in self.pacs.received())
 
 
-class Turnstile:
-    """Lets one connection through at a time; the next is taken, and waits."""
+class Gate(ABC):
+    """Before a server: what happens to its connections is the subclass's affair."""
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
@@ -112,39 +113,10 @@ class Turnstile:
     def _serve(self) -> None:
         with suppress(OSError):
             while True:
-                near, _ = self._listener.accept()
-                with near, socket.create_connection(("127.0.0.1", self._server_port)) as far:
-                    back = threading.Thread(target=pour, args=(far, near), daemon=True)
-                    back.start()
-                    pour(near, far)
-                    back.join()
+                self._take(self._listener.accept()[0])
 
-
-class Spoiler:
-    """Lets one connection through at a time; of any other, the association, and ends it at the first object."""
-
-    def __init__(self, server_port: int) -> None:
-        self._server_port = server_port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self.spoiled = 0
-        self._through = threading.Lock()
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._serve, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                carry = self._let_through if self._through.acquire(blocking=False) else self._spoil
-                threading.Thread(target=carry, args=(near,), daemon=True).start()
+    @abstractmethod
+    def _take(self, near: socket.socket) -> None: ...
 
     def _let_through(self, near: socket.socket) -> None:
         with near, socket.create_connection(("127.0.0.1", self._server_port)) as far:
@@ -152,6 +124,29 @@ class Spoiler:
             back.start()
             pour(near, far)
             back.join()
+
+
+class Turnstile(Gate):
+    """Lets one connection through at a time; the next is taken, and waits."""
+
+    def _take(self, near: socket.socket) -> None:
+        self._let_through(near)
+
+
+class Spoiler(Gate):
+    """Lets one connection through at a time; of any other, the association, and ends it at the first object."""
+
+    def __init__(self, server_port: int) -> None:
+        super().__init__(server_port)
+        self.spoiled = 0
+        self._through = threading.Lock()
+
+    def _take(self, near: socket.socket) -> None:
+        carry = self._pass if self._through.acquire(blocking=False) else self._spoil
+        threading.Thread(target=carry, args=(near,), daemon=True).start()
+
+    def _pass(self, near: socket.socket) -> None:
+        self._let_through(near)
         self._through.release()
 
     def _spoil(self, near: socket.socket) -> None:
