@@ -111,7 +111,8 @@ class Recoded:
     """It is there, and was compared with its source."""
 
     size: int  #: bytes
-    seconds: float  #: that it took
+    seconds: float  #: that it took, by the clock
+    cpu_s: float  #: of processor time
 
 
 class Recoder(Protocol):

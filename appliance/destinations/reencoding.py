@@ -63,7 +63,7 @@ class Reencoder:
         self._lock = threading.Lock()
         self._choices: OrderedDict[str, Choice] = OrderedDict()
         self._ahead: OrderedDict[tuple[str, str], _Job] = OrderedDict()
-        self._speeds: dict[str, float] = {}  # seconds a byte took, by transfer syntax
+        self._speeds: dict[str, float] = {}  # seconds of the processor a byte took, by transfer syntax
         self._numbers = itertools.count()
         self._sessions = 0
         self._bytes_s = 0.0  # of one session, lately
@@ -126,7 +126,7 @@ class Reencoder:
         if not self._may_compress(stored, line, bytes_s):
             return ""
         choice = self._choices.get(_series(stored))
-        return choice.syntax if choice and choice.syntax and choice.pays(stored.size, bytes_s) else ""
+        return choice.syntax if choice and choice.syntax and choice.pays(bytes_s) else ""
 
     @contextmanager
     def outgoing(self, stored: Part10, line: Line) -> Iterator[Part10]:
@@ -177,7 +177,7 @@ class Reencoder:
         choice = self._choices.get(series)
         if choice is None:
             return self._tried(stored, line, bytes_s, series)
-        if not choice.syntax or not choice.pays(stored.size, bytes_s):
+        if not choice.syntax or not choice.is_due(bytes_s):
             return None
         try:
             job = self._take(stored, choice.syntax) or self._begin(stored, choice.syntax)
@@ -214,7 +214,7 @@ class Reencoder:
                 made = self._wait(stored, job)
             except (CannotRecode, OutOfResources, RuntimeFailed):
                 continue
-            self._speeds[syntax] = made.seconds / stored.size
+            self._speeds[syntax] = made.cpu_s / stored.size  # the clock may have caught a stall
             needs_s = max(made.seconds, made.size / bytes_s)  # of the line and the codec, at work at the same time
             if best is None or needs_s < best[0]:
                 best, worse = (needs_s, job, made), best and best[1]
@@ -230,12 +230,12 @@ class Reencoder:
         choice = Choice()
         if best is not None:
             _, job, made = best
-            choice = Choice(job.wanted.transfer_syntax_uid, made.size / stored.size, made.seconds / stored.size)
+            choice = Choice.of(job.wanted.transfer_syntax_uid, stored.size, made)
         with self._lock:
             self._choices[series] = choice
             while len(self._choices) > MOST_SERIES:
                 self._choices.popitem(last=False)
-        if best is not None and not choice.pays(stored.size, bytes_s):
+        if best is not None and not choice.pays(bytes_s):
             self._drop(best[1])
             return None
         return best and best[1]

@@ -26,6 +26,7 @@ LOSSLESS = frozenset(
 #: Those that lost something before, or may have.
 LOSSY = frozenset(f"{_JPEG}{number}" for number in (50, 51, 81, 91, 203))
 _ROOT = "1.2.840.10008.5.1.4.1.1."
+FIRST_REST, LONGEST_REST = 2, 64  # objects
 _NO_IMAGES = tuple(f"{_ROOT}{arc}" for arc in ("8", "9.", "11.", "66", "67", "88.", "104.", "481."))
 
 
@@ -53,16 +54,47 @@ class Rules:
 
 @dataclass(slots=True)
 class Choice:
-    """What is best for a series. `syntax` "": as stored."""
+    """What is best for a series. `syntax` "": as stored.
+
+    What took long by the clock and not by the processor was a stall of the machine, or others keep it busy. So what
+    does not pay for that alone is tried again, at doubling distances, and is judged by that.
+    """
 
     syntax: str = ""
     kept: float = 1.0  #: bytes after over bytes before
     s_per_byte: float = 0.0
+    cpu_s_per_byte: float = 0.0
     failures: int = 0
+    rest: int = FIRST_REST  #: objects that go as stored until it is tried again
+    rested: int = 0
+
+    @classmethod
+    def of(cls, syntax: str, size: int, made: Recoded) -> "Choice":
+        return cls(syntax, made.size / size, made.seconds / size, made.cpu_s / size)
 
     def learn(self, size: int, made: Recoded) -> None:
-        self.kept = (self.kept + made.size / size) / 2
-        self.s_per_byte = (self.s_per_byte + made.seconds / size) / 2
+        now = Choice.of(self.syntax, size, made)
+        self.kept = (self.kept + now.kept) / 2
+        self.cpu_s_per_byte = (self.cpu_s_per_byte + now.cpu_s_per_byte) / 2
+        self.s_per_byte = now.s_per_byte if self.rested else (self.s_per_byte + now.s_per_byte) / 2
+        self.rested = 0
 
-    def pays(self, size: int, bytes_s: float) -> bool:
-        return (1 - self.kept) * size / bytes_s > self.s_per_byte * size
+    def pays(self, bytes_s: float) -> bool:
+        return self._saves(bytes_s) > self.s_per_byte
+
+    def is_due(self, bytes_s: float) -> bool:
+        """Whether the next object is compressed: it pays, or is to be tried again. Counts those that are not."""
+        if self.pays(bytes_s):
+            self.rest, self.rested = FIRST_REST, 0
+            return True
+        if self._saves(bytes_s) <= self.cpu_s_per_byte:
+            return False
+        self.rested += 1
+        if self.rested <= self.rest:
+            return False
+        self.rest = min(2 * self.rest, LONGEST_REST)
+        return True
+
+    def _saves(self, bytes_s: float) -> float:
+        """Seconds of the line, for each byte."""
+        return (1 - self.kept) / bytes_s

@@ -7,7 +7,7 @@
     slice     image, plane              [memory]      -> the memory is filled: float32
     write     image, plane, offset      [volume]      -> the file is written at `offset`: int16
     film      image                     [memory]      -> the memory is filled: float32
-    transcode path, syntax, most        [file]        -> size: of the Part 10 file that was written; seconds
+    transcode path, syntax, most        [file]        -> size: of the Part 10 file that was written; seconds, cpu_s
     quit                                              -> and the child ends
 
 An image is a path and what its header was read to say. Each answer has `ok`, and `cannot` (`reason`, `detail`) where
@@ -157,10 +157,10 @@ def _film(request: Message, files: list[BinaryIO]) -> Message:
 
 
 def _transcode(request: Message, files: list[BinaryIO]) -> Message:
-    begun = time.monotonic()
+    begun, cpu_begun = time.monotonic(), time.process_time()
     with open(files[0].fileno(), "wb", BUFFER, closefd=False) as output:
         size = transcode(Path(request["path"]), output, UID(request["syntax"]), int(request["most"]))
-    return {"size": size, "seconds": time.monotonic() - begun}
+    return {"size": size, "seconds": time.monotonic() - begun, "cpu_s": time.process_time() - cpu_begun}
 
 
 def _image(said: Message) -> ImageHeader:

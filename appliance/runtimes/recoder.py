@@ -65,6 +65,7 @@ class _Said(Answer):
     cannot: _Cannot | None = None
     size: Annotated[int, Field(ge=0, lt=2**63)] = 0
     seconds: Annotated[float, Field(ge=0)] = 0.0
+    cpu_s: Annotated[float, Field(ge=0)] = 0.0
 
 
 class _Hello(Answer):
@@ -159,7 +160,7 @@ class ChildRecoder:
         if said.cannot is not None:
             self._discard()  # what decoders leave behind when they fail is unknown
             raise CannotRecode(said.cannot.detail)
-        return Recoded(size=said.size, seconds=said.seconds)
+        return Recoded(size=said.size, seconds=said.seconds, cpu_s=said.cpu_s)
 
     def _ready(self) -> Child:
         if self._child is not None and self._child.ended:
