@@ -97,36 +97,41 @@ class Reencoder:
         for job in left:
             self._drop(job)
 
+    def may_begin(self, line: Line) -> bool:
+        """Whether `prepare` may find something to do; where a line is quick, even a look costs something."""
+        return self.busy or (self.compresses and 0 < self._line_bytes_s(line) < QUICKEST_BYTES_S)
+
     def prepare(self, stored: Part10, line: Line) -> None:
-        """Begin with it, if it will go in another transfer syntax."""
-        syntax = self._known_syntax(stored, line)
-        if not syntax:
-            return
-        key = (stored.path.name, syntax)
-        with self._lock:
-            if key in self._ahead:
-                return
-        with suppress(OutOfResources):
-            job = self._begin(stored, syntax)
+        """Begin with it in what it will go in, or in all that will be tried on it."""
+        for syntax in self._likely(stored, line):
+            key = (stored.path.name, syntax)
             with self._lock:
-                twice = key in self._ahead
-                old = [] if twice else self._put_ahead(key, job)
-            for one in [job] if twice else old:
-                self._drop(one)
+                if key in self._ahead:
+                    continue
+            with suppress(OutOfResources):
+                job = self._begin(stored, syntax)
+                with self._lock:
+                    twice = key in self._ahead
+                    old = [] if twice else self._put_ahead(key, job)
+                for one in [job] if twice else old:
+                    self._drop(one)
 
     def _put_ahead(self, key: tuple[str, str], job: _Job) -> list[_Job]:
         self._ahead[key] = job
         return [self._ahead.popitem(last=False)[1] for _ in range(len(self._ahead) - MOST_AHEAD)]
 
-    def _known_syntax(self, stored: Part10, line: Line) -> str:
+    def _likely(self, stored: Part10, line: Line) -> Sequence[str]:
         pair = (stored.sop_class_uid, stored.transfer_syntax_uid)
         if pair not in line.taken:
-            return self._plain(stored, line) if self._rules.may_decode(stored.transfer_syntax_uid) else ""
+            plain = self._plain(stored, line) if self._rules.may_decode(stored.transfer_syntax_uid) else ""
+            return [plain] if plain else []
         bytes_s = self._line_bytes_s(line)
         if not self._may_compress(stored, line, bytes_s):
-            return ""
+            return []
         choice = self._choices.get(_series(stored))
-        return choice.syntax if choice and choice.syntax and choice.pays(bytes_s) else ""
+        if choice is None:
+            return [one for one in self._candidates(stored, line) if self._may_win(one, stored.size, bytes_s, None)]
+        return [choice.syntax] if choice.syntax and choice.pays(bytes_s) else []
 
     @contextmanager
     def outgoing(self, stored: Part10, line: Line) -> Iterator[Part10]:
@@ -139,6 +144,7 @@ class Reencoder:
         else:
             job = self._decoded(stored, line)
         self.busy = job is not None
+        self._forget(stored)
         if job is None:
             yield stored
             return
@@ -210,7 +216,7 @@ class Reencoder:
                 continue
             tried = True
             try:
-                job = self._begin(stored, syntax)
+                job = self._take(stored, syntax) or self._begin(stored, syntax)
                 made = self._wait(stored, job)
             except (CannotRecode, OutOfResources, RuntimeFailed):
                 continue
@@ -261,6 +267,14 @@ class Reencoder:
     def _take(self, stored: Part10, syntax: str) -> _Job | None:
         with self._lock:
             return self._ahead.pop((stored.path.name, syntax), None)
+
+    def _forget(self, stored: Part10) -> None:
+        """What was begun with it and is not what it goes in."""
+        with self._lock:
+            names = [key for key in self._ahead if key[0] == stored.path.name]
+            left = [self._ahead.pop(key) for key in names]
+        for job in left:
+            self._drop(job)
 
     def _begin(self, stored: Part10, syntax: str) -> _Job:
         decoded = min(max(EXPANSION * stored.size, ROOM), MOST_DECODED)

@@ -316,6 +316,23 @@ def test_a_stall_of_the_machine_does_not_settle_it_for_a_series(
     assert JPEGLSLossless in sent[4:]
 
 
+def test_what_is_tried_on_a_new_series_is_begun_while_another_image_goes_out(
+    tmp_path: Path, start: Start, make: Make
+) -> None:
+    items = [image(tmp_path, number, size=256) for number in range(3)]
+    place, recoder = start("+xa"), Stalled(make(), 0)
+    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
+        session.send(items[0], items[0].path)
+        session.prepare(items[1], items[1].path)
+        assert recoder.asked == len(LOSSLESS_SYNTAXES)
+        session.prepare(items[1], items[1].path)
+        session.send(items[1], items[1].path)
+        assert recoder.asked == len(LOSSLESS_SYNTAXES)  # and not begun again
+        assert list((tmp_path / "scratch").rglob("*.dcm")) == []
+        session.prepare(items[2], items[2].path)
+        assert recoder.asked == len(LOSSLESS_SYNTAXES) + 1  # by now it is known what is best
+
+
 def test_over_a_quick_line_nothing_is_compressed_and_nobody_is_started(
     tmp_path: Path, start: Start, make: Make
 ) -> None:

@@ -101,6 +101,20 @@ class UnsureAssociation(FarAssociation):
     weighs_line = True
 
 
+class LearningAssociation(FarAssociation):
+    """Each object takes three pieces, and the first object's second tells how quick the line is."""
+
+    weighs_line = True
+
+    def send(self, item: Outgoing, path: Path, turn: Turn = at_once) -> str:
+        assert turn(4096) == 4096
+        assert turn(4096) == 4096
+        if self.weighs_line:
+            assert not self._pacs.prepared
+            self.weighs_line = False
+        return super().send(item, path, turn)
+
+
 class OneAtATime(Pacs):
     """Lets a second association in when told to; the first object is not answered before one has asked."""
 
@@ -440,6 +454,14 @@ def test_what_comes_next_is_made_ready_though_each_goes_in_one_piece(line: Line)
     line.drain()
     assert line.pacs.got == ["1", "2", "3", "4"]
     assert line.pacs.prepared == ["3", "4"]  # that they do was not known of the first
+
+
+def test_what_comes_next_is_made_ready_as_soon_as_the_line_is_known_and_once(line: Line) -> None:
+    line.pacs.kind = LearningAssociation
+    line.owe(IMAGE, IMAGE, IMAGE)
+    line.drain()
+    assert line.pacs.got == ["1", "2", "3"]
+    assert line.pacs.prepared == ["2", "3"]
 
 
 @pytest.mark.parametrize(("kind", "together"), [(FarAssociation, 4), (UnsureAssociation, 1)])

@@ -114,16 +114,18 @@ class Courier:
 
     def _looking_ahead(self, way: Way, turn: Turn) -> Turn:
         """Has what comes next made ready while the destination is busy with this object's first bytes."""
-        session, look_at, asked = way.recodes, 1 if way.short else SECOND, 0
+        session, look_at, asked, looked = way.recodes, 1 if way.short else SECOND, 0, False
         if session is None:
             return turn
 
         def turn_and_look(wanted: int) -> int:
-            nonlocal asked
+            nonlocal asked, looked
             asked += 1
             way.short = asked < SECOND
-            if asked == look_at and (coming := self._bag.desk.peek(Urgency.IMAGE)):
-                session.prepare(coming, self._box.path(coming.file))
+            if not looked and asked >= look_at and not session.weighs_line:
+                looked = True
+                if (coming := self._bag.desk.peek(Urgency.IMAGE)) is not None:
+                    session.prepare(coming, self._box.path(coming.file))
             return turn(wanted)
 
         return turn_and_look
