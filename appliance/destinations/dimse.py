@@ -179,7 +179,7 @@ class DimseSession:
             return
         with suppress(ObjectRefused, TransientDeliveryError):  # `send` says so, if it comes to that
             self._ahead = _checked(item, _read(path))
-            if self._reencoder is not None and self._reencoder.may_begin(self._line):
+            if self._reencoder is not None and self._reencoder.may_begin(self.bytes_s):
                 self._reencoder.prepare(self._ahead, self._line)
 
     @property

@@ -24,8 +24,8 @@ LEAST = 1 << 15  #: bytes below which nothing is compressed
 QUICKEST_BYTES_S = 50e6  #: no codec here is much quicker; a line that is, is not tried
 MOST_SAVED = 0.75  # of an image's bytes, by compressing it
 MOST_SERIES = 64  # whose choice is remembered
-MOST_AHEAD = 4  # objects
-MOST_FAILURES = 2  # of a series, until it goes as stored
+MOST_AHEAD = 8  # jobs
+FADING = 0.9  # of what a codec once took, for each image that was not tried for that
 MOST_DECODED, EXPANSION, ROOM = 1 << 30, 20, 64 << 20  # bytes of a decoded object: by its stored size, and at least
 LATE_S = 3600.0  # beyond all deadlines of the recoder
 
@@ -55,6 +55,15 @@ class _Job:
     future: Future[Recoded]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trial:
+    """What came of it on one image."""
+
+    needs_s: float  #: of the line and the codec's processor, at work at the same time; the clock may catch a stall
+    job: _Job
+    made: Recoded
+
+
 class Reencoder:
     """One destination's. Used by all of its sessions."""
 
@@ -63,7 +72,7 @@ class Reencoder:
         self._lock = threading.Lock()
         self._choices: OrderedDict[str, Choice] = OrderedDict()
         self._ahead: OrderedDict[tuple[str, str], _Job] = OrderedDict()
-        self._speeds: dict[str, float] = {}  # seconds of the processor a byte took, by transfer syntax
+        self._speeds: dict[str, float] = {}  # seconds a byte took, by transfer syntax
         self._numbers = itertools.count()
         self._sessions = 0
         self._bytes_s = 0.0  # of one session, lately
@@ -97,14 +106,14 @@ class Reencoder:
         for job in left:
             self._drop(job)
 
-    def may_begin(self, line: Line) -> bool:
+    def may_begin(self, bytes_s: float) -> bool:
         """Whether `prepare` may find something to do; where a line is quick, even a look costs something."""
-        return self.busy or (self.compresses and 0 < self._line_bytes_s(line) < QUICKEST_BYTES_S)
+        return self.busy or (self.compresses and 0 < self._line_bytes_s(bytes_s) < QUICKEST_BYTES_S)
 
     def prepare(self, stored: Part10, line: Line) -> None:
-        """Begin with it in what it will go in, or in all that will be tried on it."""
+        """Begin with it in what it is likely to go in, or with what will be tried on it for certain."""
         for syntax in self._likely(stored, line):
-            key = (stored.path.name, syntax)
+            key = (str(stored.path), syntax)
             with self._lock:
                 if key in self._ahead:
                     continue
@@ -125,13 +134,19 @@ class Reencoder:
         if pair not in line.taken:
             plain = self._plain(stored, line) if self._rules.may_decode(stored.transfer_syntax_uid) else ""
             return [plain] if plain else []
-        bytes_s = self._line_bytes_s(line)
+        bytes_s = self._line_bytes_s(line.bytes_s)
         if not self._may_compress(stored, line, bytes_s):
             return []
         choice = self._choices.get(_series(stored))
         if choice is None:
-            return [one for one in self._candidates(stored, line) if self._may_win(one, stored.size, bytes_s, None)]
-        return [choice.syntax] if choice.syntax and choice.pays(bytes_s) else []
+            return self._certain(stored, line, bytes_s)
+        syntax = choice.syntax
+        return [syntax] if syntax and choice.will_be_due(bytes_s) else []
+
+    def _certain(self, stored: Part10, line: Line, bytes_s: float) -> Sequence[str]:
+        """What will be tried on it, whatever comes of the others."""
+        likely = [one for one in self._candidates(stored, line) if self._may_win(one, stored.size, bytes_s, None)]
+        return likely if any(one not in self._speeds for one in likely) else likely[:1]
 
     @contextmanager
     def outgoing(self, stored: Part10, line: Line) -> Iterator[Part10]:
@@ -152,6 +167,7 @@ class Reencoder:
             yield part10(job.wanted.target)
         finally:
             job.wanted.target.unlink(missing_ok=True)
+            self._forget(stored)  # another session may have begun with it, too
 
     def _decoded(self, stored: Part10, line: Line) -> _Job | None:
         """None: nothing can be done, or is known how to be done; the association says what is the matter."""
@@ -176,20 +192,21 @@ class Reencoder:
         return next((one for one in PLAIN if (stored.sop_class_uid, one) in line.taken), "")
 
     def _compressed(self, stored: Part10, line: Line) -> _Job | None:
-        bytes_s = self._line_bytes_s(line)
+        bytes_s = self._line_bytes_s(line.bytes_s)
         if not self._may_compress(stored, line, bytes_s):
             return None
         series = _series(stored)
         choice = self._choices.get(series)
         if choice is None:
             return self._tried(stored, line, bytes_s, series)
-        if not choice.syntax or not choice.is_due(bytes_s):
+        syntax = choice.syntax
+        if not syntax or not choice.is_due(bytes_s):
             return None
         try:
-            job = self._take(stored, choice.syntax) or self._begin(stored, choice.syntax)
+            job = self._take(stored, syntax) or self._begin(stored, syntax)
             choice.learn(stored.size, self._wait(stored, job))
         except (CannotRecode, OutOfResources, RuntimeFailed) as error:
-            self._failed(choice, error)
+            choice.failed(counts=not isinstance(error, OutOfResources))
             return None
         choice.failures = 0
         return job
@@ -205,73 +222,76 @@ class Reencoder:
         return thin and plain and bool(self._candidates(stored, line))
 
     def _candidates(self, stored: Part10, line: Line) -> Sequence[str]:
-        return [one for one in self._rules.compress if (stored.sop_class_uid, one) in line.taken]
+        """The quickest first, and before them those of which that is not known."""
+        taken = [one for one in self._rules.compress if (stored.sop_class_uid, one) in line.taken]
+        return sorted(taken, key=lambda one: self._speeds.get(one, 0.0))
 
     def _tried(self, stored: Part10, line: Line, bytes_s: float, series: str) -> _Job | None:
         """Measure what the destination takes on this image of a new series; returns the best, if that pays."""
-        best: tuple[float, _Job, Recoded] | None = None
+        best: _Trial | None = None
         tried = False
         for syntax in self._candidates(stored, line):
-            if not self._may_win(syntax, stored.size, bytes_s, best[0] if best else None):
+            if not self._may_win(syntax, stored.size, bytes_s, None if best is None else best.needs_s):
+                self._fade(syntax)
                 continue
-            tried = True
-            try:
+            with suppress(OutOfResources):  # for now: another image will tell
                 job = self._take(stored, syntax) or self._begin(stored, syntax)
-                made = self._wait(stored, job)
-            except (CannotRecode, OutOfResources, RuntimeFailed):
-                continue
-            self._speeds[syntax] = made.cpu_s / stored.size  # the clock may have caught a stall
-            needs_s = max(made.seconds, made.size / bytes_s)  # of the line and the codec, at work at the same time
-            if best is None or needs_s < best[0]:
-                best, worse = (needs_s, job, made), best and best[1]
-            else:
-                worse = job
-            if worse is not None:
-                self._drop(worse)
+                tried = True
+                best = self._better(best, self._measured(stored, job, bytes_s))
         return self._chosen(stored, bytes_s, series, best) if tried else None
 
-    def _chosen(
-        self, stored: Part10, bytes_s: float, series: str, best: tuple[float, _Job, Recoded] | None
-    ) -> _Job | None:
-        choice = Choice()
-        if best is not None:
-            _, job, made = best
-            choice = Choice.of(job.wanted.transfer_syntax_uid, stored.size, made)
+    def _measured(self, stored: Part10, job: _Job, bytes_s: float) -> _Trial | None:
+        try:
+            made = self._wait(stored, job)
+        except (CannotRecode, RuntimeFailed):
+            return None
+        self._speeds[job.wanted.transfer_syntax_uid] = made.seconds / stored.size
+        return _Trial(needs_s=max(made.cpu_s, made.size / bytes_s), job=job, made=made)
+
+    def _better(self, one: _Trial | None, other: _Trial | None) -> _Trial | None:
+        if one is None or other is None:
+            return one or other
+        better, worse = (other, one) if other.needs_s < one.needs_s else (one, other)
+        self._drop(worse.job)
+        return better
+
+    def _fade(self, syntax: str) -> None:
+        """It may have been a stall, or the machine may be less busy by now."""
+        if syntax in self._speeds:
+            self._speeds[syntax] *= FADING
+
+    def _chosen(self, stored: Part10, bytes_s: float, series: str, best: _Trial | None) -> _Job | None:
+        choice = Choice.of(best.job.wanted.transfer_syntax_uid, stored.size, best.made) if best else Choice()
         with self._lock:
             self._choices[series] = choice
             while len(self._choices) > MOST_SERIES:
                 self._choices.popitem(last=False)
-        if best is not None and not choice.pays(bytes_s):
-            self._drop(best[1])
+        if best is None:
             return None
-        return best and best[1]
+        if not choice.pays(bytes_s):
+            self._drop(best.job)
+            return None
+        return best.job
 
     def _may_win(self, syntax: str, size: int, bytes_s: float, best_s: float | None) -> bool:
         """By how quick it was the last time: trying each on each film would cost more than it brings."""
         s_per_byte = self._speeds.get(syntax, 0.0)
         return s_per_byte < MOST_SAVED / bytes_s and (best_s is None or s_per_byte * size < best_s)
 
-    @staticmethod
-    def _failed(choice: Choice, error: Exception) -> None:
-        if isinstance(error, CannotRecode):
-            choice.failures += 1
-        if choice.failures >= MOST_FAILURES:
-            choice.syntax = ""
-
-    def _line_bytes_s(self, line: Line) -> float:
-        """What the destination's line carries, in all associations."""
+    def _line_bytes_s(self, bytes_s: float) -> float:
+        """What the destination's line carries, in all associations; `bytes_s`: in one, 0: not known."""
         with self._lock:
-            self._bytes_s = line.bytes_s or self._bytes_s
+            self._bytes_s = bytes_s or self._bytes_s
             return self._bytes_s * max(1, self._sessions)
 
     def _take(self, stored: Part10, syntax: str) -> _Job | None:
         with self._lock:
-            return self._ahead.pop((stored.path.name, syntax), None)
+            return self._ahead.pop((str(stored.path), syntax), None)
 
     def _forget(self, stored: Part10) -> None:
         """What was begun with it and is not what it goes in."""
         with self._lock:
-            names = [key for key in self._ahead if key[0] == stored.path.name]
+            names = [key for key in self._ahead if key[0] == str(stored.path)]
             left = [self._ahead.pop(key) for key in names]
         for job in left:
             self._drop(job)

@@ -27,6 +27,7 @@ LOSSLESS = frozenset(
 LOSSY = frozenset(f"{_JPEG}{number}" for number in (50, 51, 81, 91, 203))
 _ROOT = "1.2.840.10008.5.1.4.1.1."
 FIRST_REST, LONGEST_REST = 2, 64  # objects
+MOST_FAILURES = 2  # of a series, until it goes as stored
 _NO_IMAGES = tuple(f"{_ROOT}{arc}" for arc in ("8", "9.", "11.", "66", "67", "88.", "104.", "481."))
 
 
@@ -82,18 +83,30 @@ class Choice:
     def pays(self, bytes_s: float) -> bool:
         return self._saves(bytes_s) > self.s_per_byte
 
+    def will_be_due(self, bytes_s: float) -> bool:
+        """Whether the next object is to be compressed: it pays, or has rested long enough to be tried again."""
+        return self.pays(bytes_s) or (self._might_pay(bytes_s) and self.rested >= self.rest)
+
     def is_due(self, bytes_s: float) -> bool:
-        """Whether the next object is compressed: it pays, or is to be tried again. Counts those that are not."""
+        """The same of an object that goes now; counts those that rest."""
+        due = self.will_be_due(bytes_s)
         if self.pays(bytes_s):
             self.rest, self.rested = FIRST_REST, 0
-            return True
-        if self._saves(bytes_s) <= self.cpu_s_per_byte:
-            return False
-        self.rested += 1
-        if self.rested <= self.rest:
-            return False
-        self.rest = min(2 * self.rest, LONGEST_REST)
-        return True
+        elif due:
+            self.rest = min(2 * self.rest, LONGEST_REST)
+        elif self._might_pay(bytes_s):
+            self.rested += 1
+        return due
+
+    def failed(self, *, counts: bool) -> None:
+        """It was not compressed. `counts`: the series goes as stored after some of these."""
+        self.failures += counts
+        self.rested = 0
+        if self.failures >= MOST_FAILURES:
+            self.syntax = ""
+
+    def _might_pay(self, bytes_s: float) -> bool:
+        return self._saves(bytes_s) > self.cpu_s_per_byte
 
     def _saves(self, bytes_s: float) -> float:
         """Seconds of the line, for each byte."""

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -108,11 +108,25 @@ class ChildRecoder:
                 self._settle(*job)
         finally:
             self._discard()
+            self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        """Nobody is there any more to do what waits."""
+        with self._lock:
+            if self._thread is not threading.current_thread():
+                return
+            self._thread = None
+            with suppress(queue.Empty):
+                while True:
+                    _, future = self._jobs.get_nowait()
+                    if future.set_running_or_notify_cancel():
+                        future.set_exception(RuntimeFailed(Reason.ENGINE_FAILED, "the re-encoder has ended"))
 
     def _next(self) -> _Job | None:
         try:
             return self._jobs.get(timeout=self._settings.idle_s)
         except queue.Empty:
+            self._discard()  # as long as it is ours: a thread that is started from now on has its own
             with self._lock:
                 if not self._jobs.empty():
                     return self._jobs.get()

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -29,16 +30,16 @@ from pydicom.uid import (
 )
 
 from appliance.destinations.dimse import DimseNode, DimseSession
-from appliance.destinations.reencoding import Reencoder, Workshop
+from appliance.destinations.reencoding import MOST_AHEAD, Reencoder, Workshop
 from appliance.destinations.reencoding_rules import Rules
 from appliance.dimse.header import part10
 from appliance.dimse.small_pacs import ScriptedPacs
 from appliance.dimse.wire import Target
-from appliance.errors import ObjectRefused, OutOfResources, TransientDeliveryError
+from appliance.errors import ObjectRefused, OutOfResources, RuntimeFailed, TransientDeliveryError
 from appliance.ports import Recoded, Recoder, Recoding, RecodingSession
 from appliance.runtimes.recoder import LOSSLESS_SYNTAXES, ChildRecoder, RecoderSettings
 from tests.missing import missing
-from tests.slices import ct_slice, save
+from tests.slices import SERIES, ct_slice, save
 from tests.thin_line import ThinLine
 from tests.waiting import eventually, listens_at
 
@@ -93,6 +94,26 @@ class Place:
 
     def got(self) -> dict[str, Dataset]:
         return {one.SOPInstanceUID: one for one in map(dcmread, self.folder.iterdir())}
+
+
+QUICK, SLOW = (0.001, 0.001), (3.0, 3.0)  # seconds by the clock, and of the processor
+STALLED = (60.0, 0.001)
+
+
+@dataclass
+class Timed:
+    """A re-encoder that does what it is asked at once, and says that it took so long: here no clock decides."""
+
+    recoder: ChildRecoder
+    takes: list[tuple[float, float]] = field(default_factory=list)  #: the first ones; all others are QUICK
+    asked: list[str] = field(default_factory=list)
+
+    def recode(self, wanted: Recoding) -> Future[Recoded]:
+        self.asked.append(wanted.transfer_syntax_uid)
+        seconds, cpu_s = self.takes.pop(0) if self.takes else QUICK
+        future: Future[Recoded] = Future()
+        future.set_result(replace(self.recoder.recode(wanted).result(60), seconds=seconds, cpu_s=cpu_s))
+        return future
 
 
 Start = Callable[..., Place]
@@ -158,11 +179,13 @@ sys.modules["jpeg_ls"], sys.modules["gdcm"] = fake, None
 """
 
 
-def image(folder: Path, number: int, syntax: UID = ExplicitVRLittleEndian, size: int = 128) -> Item:
+def image(
+    folder: Path, number: int, syntax: UID = ExplicitVRLittleEndian, size: int = 128, series: str = SERIES
+) -> Item:
     """Smooth with a little noise, as a CT is."""
     ramp = np.add.outer(np.arange(size), np.arange(size)) * 4 % 4000
     pixels = (ramp + np.random.default_rng(number).integers(0, 32, (size, size))).astype(np.uint16)
-    dataset = ct_slice(number, pixels)
+    dataset = ct_slice(number, pixels, SeriesInstanceUID=series)
     if syntax in (JPEGLSLossless, JPEG2000Lossless, RLELossless):
         dataset.compress(syntax, generate_instance_uid=False)
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -272,65 +295,91 @@ def test_without_room_it_waits(tmp_path: Path, start: Start, make: Make) -> None
 def test_over_a_thin_line_images_go_compressed(
     tmp_path: Path, start: Start, make: Make, option: str, syntax: UID | None
 ) -> None:
-    items = [image(tmp_path, number, size=256) for number in range(10)]
-    place = start(option)
-    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, make(), line.port).open(items) as session:
+    items = [image(tmp_path, number, size=256) for number in range(6)]
+    place, recoder = start(option), Timed(make())
+    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
         assert session.weighs_line
         sent = send(session, *items)
         assert not session.weighs_line
-        assert line.carried_in_all() < sum(item.size for item in items) * 0.85
+        assert session.sent is not None
+        assert session.sent.size < items[-1].size * 0.7
     assert sent[0] == ExplicitVRLittleEndian  # nothing was measured yet
-    compressed = [one for one in sent if one != ExplicitVRLittleEndian]
-    assert len(compressed) >= 4  # a machine that stalls in the middle has one or another go as stored
-    assert len(set(compressed)) == 1
-    assert compressed[0] == syntax or (syntax is None and compressed[0] in (JPEGLSLossless, JPEG2000Lossless))
+    assert set(sent[1:]) == {sent[-1]}
+    assert sent[-1] == syntax or (syntax is None and sent[-1] in (JPEGLSLossless, JPEG2000Lossless))
     for item in items:
         same(item, place.got()[item.sop_instance_uid])
 
 
-@dataclass
-class Stalled:
-    """A re-encoder whose first images took a minute by the clock, and no more than they do by the processor."""
-
-    recoder: ChildRecoder
-    stalls: int
-    asked: int = 0
-
-    def recode(self, wanted: Recoding) -> Future[Recoded]:
-        self.asked += 1
-        future: Future[Recoded] = Future()
-        made = self.recoder.recode(wanted).result(20)
-        future.set_result(replace(made, seconds=60.0 if self.asked <= self.stalls else made.seconds))
-        return future
+PLAIN, LS = ExplicitVRLittleEndian, JPEGLSLossless
 
 
-@pytest.mark.parametrize("stalls", [1, 2])
+@pytest.mark.parametrize(
+    ("stalls", "sent"), [(1, [*[PLAIN] * 4, *[LS] * 6]), (2, [*[PLAIN] * 4, LS, *[PLAIN] * 4, LS])]
+)
 def test_a_stall_of_the_machine_does_not_settle_it_for_a_series(
-    tmp_path: Path, start: Start, make: Make, stalls: int
+    tmp_path: Path, start: Start, make: Make, stalls: int, sent: list[UID]
 ) -> None:
-    items = [image(tmp_path, number, size=256) for number in range(12)]
-    place, recoder = start("+xt"), Stalled(make(), stalls)
+    items = [image(tmp_path, number, size=256) for number in range(len(sent))]
+    place, recoder = start("+xt"), Timed(make(), [STALLED] * stalls)
     with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
-        sent = send(session, *items)
-    assert sent[1:4] == [ExplicitVRLittleEndian] * 3
-    assert JPEGLSLossless in sent[4:]
+        assert send(session, *items) == sent
+
+
+def test_a_stall_of_the_machine_does_not_decide_between_codecs(tmp_path: Path, start: Start, make: Make) -> None:
+    items = [image(tmp_path, number, size=256) for number in range(6)]
+    place, recoder = start("+xa"), Timed(make(), [STALLED, (0.2, 0.2)])
+    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
+        assert send(session, *items) == [*[PLAIN] * 4, LS, LS]
 
 
 def test_what_is_tried_on_a_new_series_is_begun_while_another_image_goes_out(
     tmp_path: Path, start: Start, make: Make
 ) -> None:
     items = [image(tmp_path, number, size=256) for number in range(3)]
-    place, recoder = start("+xa"), Stalled(make(), 0)
+    place, recoder = start("+xa"), Timed(make())
     with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
         session.send(items[0], items[0].path)
         session.prepare(items[1], items[1].path)
-        assert recoder.asked == len(LOSSLESS_SYNTAXES)
+        assert recoder.asked == [JPEGLSLossless, JPEG2000Lossless]
         session.prepare(items[1], items[1].path)
         session.send(items[1], items[1].path)
-        assert recoder.asked == len(LOSSLESS_SYNTAXES)  # and not begun again
+        assert len(recoder.asked) == 2  # and not begun again
         assert list((tmp_path / "scratch").rglob("*.dcm")) == []
         session.prepare(items[2], items[2].path)
-        assert recoder.asked == len(LOSSLESS_SYNTAXES) + 1  # by now it is known what is best
+        assert len(recoder.asked) == 3  # by now it is known what is best
+
+
+def test_of_another_series_only_the_quickest_is_begun_before_it_is_known_whether_another_may_win(
+    tmp_path: Path, start: Start, make: Make
+) -> None:
+    items = [image(tmp_path, number, size=256, series=f"1.2.3.{number}") for number in range(4)]
+    place, recoder = start("+xa"), Timed(make(), [QUICK, SLOW])
+    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
+        assert send(session, *items[:3]) == [PLAIN, LS, LS]
+        assert recoder.asked == [JPEGLSLossless, JPEG2000Lossless, JPEGLSLossless]
+        session.prepare(items[3], items[3].path)
+        assert recoder.asked[3:] == [JPEGLSLossless]
+
+
+def test_a_codec_that_was_slow_once_is_tried_again_some_series_later(tmp_path: Path, start: Start, make: Make) -> None:
+    items = [image(tmp_path, number, size=256, series=f"1.2.3.{number}") for number in range(24)]
+    place, recoder = start("+xt"), Timed(make(), [(0.6, 0.6)])
+    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
+        sent = send(session, *items)
+    again = sent.index(LS)
+    assert sent[:again] == [PLAIN] * again
+    assert again > 3
+    assert set(sent[again:]) == {LS}
+
+
+def test_without_room_it_is_tried_on_the_next_image(tmp_path: Path, start: Start, make: Make) -> None:
+    items = [image(tmp_path, number, size=256) for number in range(4)]
+    place, recoder = start("+xt"), Timed(make())
+    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
+        place.full = True
+        assert send(session, *items[:2]) == [PLAIN, PLAIN]
+        place.full = False
+        assert send(session, *items[2:]) == [LS, LS]
 
 
 def test_over_a_quick_line_nothing_is_compressed_and_nobody_is_started(
@@ -405,10 +454,41 @@ def test_a_child_that_does_not_start_holds_nothing(tmp_path: Path, start: Start,
 
 
 def test_what_was_prepared_and_never_sent_leaves_nothing(tmp_path: Path, start: Start, make: Make) -> None:
-    items = [image(tmp_path, number, JPEGLSLossless) for number in range(9)]
-    place = start("+xi")
-    with place.node(Rules(), make()).open(items) as session:
-        for item in items:
+    items = [image(tmp_path, number, JPEGLSLossless) for number in range(2 * MOST_AHEAD)]
+    place, recoder = start("+xi"), make(idle_s=1.0)
+    with place.node(Rules(), recoder).open(items) as session:
+        assert send(session, items[0]) == [ImplicitVRLittleEndian]
+        for item in items[1:]:
             session.prepare(item, item.path)
         assert send(session, items[-1]) == [ImplicitVRLittleEndian]
+    assert recoder.pid is not None
     # The fixture sees to the rest.
+
+
+def test_what_was_prepared_is_not_taken_for_another_file_of_that_name(tmp_path: Path, start: Start, make: Make) -> None:
+    items = []
+    for number, area in enumerate(("received", "results", "more")):
+        (tmp_path / area).mkdir()
+        items.append(image(tmp_path / area, number, JPEGLSLossless))
+        items[-1] = Item(items[-1].path.rename(tmp_path / area / "0.dcm"))
+    place = start("+xi")
+    with place.node(Rules(), make()).open(items) as session:
+        assert send(session, items[0]) == [ImplicitVRLittleEndian]
+        session.prepare(items[1], items[1].path)
+        assert send(session, items[2], items[1]) == [ImplicitVRLittleEndian] * 2
+    assert len(place.got()) == 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_re_encoder_that_has_ended(tmp_path: Path, make: Make) -> None:
+    source, recoder = image(tmp_path, 1, JPEGLSLossless).path, make(deadline_s=0.5)
+    wanted = [tmp_path / "0", Path("no\0file"), *(tmp_path / str(number) for number in range(3))]
+    futures = [
+        recoder.recode(Recoding(source=source, target=one, transfer_syntax_uid=ImplicitVRLittleEndian, most=1 << 20))
+        for one in wanted
+    ]
+    assert futures[0].result(20).size > 0
+    assert isinstance(futures[1].exception(20), ValueError)
+    for future in futures[2:]:  # by another that was started meanwhile, or not at all
+        assert isinstance(future.exception(20), RuntimeFailed | None)
+    eventually(lambda: not any(one.name == "recoder" for one in threading.enumerate()), 10)

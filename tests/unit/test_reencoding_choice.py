@@ -18,7 +18,9 @@ def due(choice: Choice, made: Recoded, objects: int) -> list[int]:
     """Numbers of those that were compressed, each as `made` says."""
     numbers = []
     for number in range(objects):
-        if choice.is_due(LINE):
+        expected = choice.will_be_due(LINE)
+        assert choice.is_due(LINE) == expected
+        if expected:
             choice.learn(SIZE, made)
             numbers.append(number)
     return numbers
@@ -48,6 +50,25 @@ def test_on_a_machine_that_stays_busy_the_tries_grow_rare() -> None:
     assert apart[:3] == [5, 9, 17]
     assert max(apart) == LONGEST_REST + 1
     assert len(tried) < 12
+
+
+def test_what_fails_when_it_is_tried_again_rests_again() -> None:
+    choice, tried = Choice.of("J", SIZE, STALLED), []
+    for number in range(500):
+        if choice.is_due(LINE):
+            choice.failed(counts=False)
+            tried.append(number)
+    assert choice.syntax == "J"
+    assert [after - before for before, after in itertools.pairwise(tried)][:3] == [5, 9, 17]
+    assert len(tried) < 12
+
+
+def test_what_fails_for_its_own_sake_goes_as_stored_from_then_on() -> None:
+    choice = Choice.of("J", SIZE, QUICK)
+    choice.failed(counts=True)
+    assert choice.syntax == "J"
+    choice.failed(counts=True)
+    assert choice.syntax == ""
 
 
 @pytest.mark.parametrize("line", [1e5, 1e7])

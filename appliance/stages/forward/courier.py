@@ -114,16 +114,16 @@ class Courier:
 
     def _looking_ahead(self, way: Way, turn: Turn) -> Turn:
         """Has what comes next made ready while the destination is busy with this object's first bytes."""
-        session, look_at, asked, looked = way.recodes, 1 if way.short else SECOND, 0, False
+        session, look_at, asked, unsure = way.recodes, 1 if way.short else SECOND, 0, False
         if session is None:
             return turn
 
         def turn_and_look(wanted: int) -> int:
-            nonlocal asked, looked
+            nonlocal asked, unsure
             asked += 1
             way.short = asked < SECOND
-            if not looked and asked >= look_at and not session.weighs_line:
-                looked = True
+            if asked == look_at or (unsure and not session.weighs_line):  # by now more may be made ready
+                unsure = session.weighs_line
                 if (coming := self._bag.desk.peek(Urgency.IMAGE)) is not None:
                     session.prepare(coming, self._box.path(coming.file))
             return turn(wanted)
