@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.destinations.reencoding_rules import PLAIN, Choice, Rules
+from appliance.destinations.reencoding_rules import PLAIN, Choice, Rules, Speed
 from appliance.dimse.header import Part10, part10, read_header
 from appliance.dimse.requestor import Pair
 from appliance.errors import CannotRecode, ObjectRefused, OutOfResources, RuntimeFailed, TransientDeliveryError
@@ -25,7 +25,6 @@ QUICKEST_BYTES_S = 50e6  #: no codec here is much quicker; a line that is, is no
 MOST_SAVED = 0.75  # of an image's bytes, by compressing it
 MOST_SERIES = 64  # whose choice is remembered
 MOST_AHEAD = 8  # jobs
-FADING = 0.9  # of what a codec once took, for each image that was not tried for that
 MOST_DECODED, EXPANSION, ROOM = 1 << 30, 20, 64 << 20  # bytes of a decoded object: by its stored size, and at least
 LATE_S = 3600.0  # beyond all deadlines of the recoder
 
@@ -72,7 +71,7 @@ class Reencoder:
         self._lock = threading.Lock()
         self._choices: OrderedDict[str, Choice] = OrderedDict()
         self._ahead: OrderedDict[tuple[str, str], _Job] = OrderedDict()
-        self._speeds: dict[str, float] = {}  # seconds a byte took, by transfer syntax
+        self._speeds: dict[str, Speed] = {}  # by transfer syntax
         self._numbers = itertools.count()
         self._sessions = 0
         self._bytes_s = 0.0  # of one session, lately
@@ -146,7 +145,7 @@ class Reencoder:
     def _certain(self, stored: Part10, line: Line, bytes_s: float) -> Sequence[str]:
         """What will be tried on it, whatever comes of the others."""
         likely = [one for one in self._candidates(stored, line) if self._may_win(one, stored.size, bytes_s, None)]
-        return likely if any(one not in self._speeds for one in likely) else likely[:1]
+        return [one for one in likely if one not in self._speeds] or likely[:1]
 
     @contextmanager
     def outgoing(self, stored: Part10, line: Line) -> Iterator[Part10]:
@@ -159,15 +158,12 @@ class Reencoder:
         else:
             job = self._decoded(stored, line)
         self.busy = job is not None
-        self._forget(stored)
-        if job is None:
-            yield stored
-            return
         try:
-            yield part10(job.wanted.target)
+            yield stored if job is None else part10(job.wanted.target)
         finally:
-            job.wanted.target.unlink(missing_ok=True)
-            self._forget(stored)  # another session may have begun with it, too
+            if job is not None:
+                self._drop(job)
+            self._forget(stored)
 
     def _decoded(self, stored: Part10, line: Line) -> _Job | None:
         """None: nothing can be done, or is known how to be done; the association says what is the matter."""
@@ -206,7 +202,7 @@ class Reencoder:
             job = self._take(stored, syntax) or self._begin(stored, syntax)
             choice.learn(stored.size, self._wait(stored, job))
         except (CannotRecode, OutOfResources, RuntimeFailed) as error:
-            choice.failed(counts=not isinstance(error, OutOfResources))
+            choice.failed(counts=isinstance(error, CannotRecode))
             return None
         choice.failures = 0
         return job
@@ -224,7 +220,7 @@ class Reencoder:
     def _candidates(self, stored: Part10, line: Line) -> Sequence[str]:
         """The quickest first, and before them those of which that is not known."""
         taken = [one for one in self._rules.compress if (stored.sop_class_uid, one) in line.taken]
-        return sorted(taken, key=lambda one: self._speeds.get(one, 0.0))
+        return sorted(taken, key=lambda one: self._speeds[one].s_per_byte if one in self._speeds else 0.0)
 
     def _tried(self, stored: Part10, line: Line, bytes_s: float, series: str) -> _Job | None:
         """Measure what the destination takes on this image of a new series; returns the best, if that pays."""
@@ -232,7 +228,7 @@ class Reencoder:
         tried = False
         for syntax in self._candidates(stored, line):
             if not self._may_win(syntax, stored.size, bytes_s, None if best is None else best.needs_s):
-                self._fade(syntax)
+                self._speeds[syntax].rested += 1
                 continue
             with suppress(OutOfResources):  # for now: another image will tell
                 job = self._take(stored, syntax) or self._begin(stored, syntax)
@@ -245,7 +241,8 @@ class Reencoder:
             made = self._wait(stored, job)
         except (CannotRecode, RuntimeFailed):
             return None
-        self._speeds[job.wanted.transfer_syntax_uid] = made.seconds / stored.size
+        took = made.seconds / stored.size
+        self._speeds.setdefault(job.wanted.transfer_syntax_uid, Speed(took)).told(took)
         return _Trial(needs_s=max(made.cpu_s, made.size / bytes_s), job=job, made=made)
 
     def _better(self, one: _Trial | None, other: _Trial | None) -> _Trial | None:
@@ -255,15 +252,11 @@ class Reencoder:
         self._drop(worse.job)
         return better
 
-    def _fade(self, syntax: str) -> None:
-        """It may have been a stall, or the machine may be less busy by now."""
-        if syntax in self._speeds:
-            self._speeds[syntax] *= FADING
-
     def _chosen(self, stored: Part10, bytes_s: float, series: str, best: _Trial | None) -> _Job | None:
         choice = Choice.of(best.job.wanted.transfer_syntax_uid, stored.size, best.made) if best else Choice()
         with self._lock:
-            self._choices[series] = choice
+            if best or series not in self._choices:  # by another session, meanwhile
+                self._choices[series] = choice
             while len(self._choices) > MOST_SERIES:
                 self._choices.popitem(last=False)
         if best is None:
@@ -275,8 +268,8 @@ class Reencoder:
 
     def _may_win(self, syntax: str, size: int, bytes_s: float, best_s: float | None) -> bool:
         """By how quick it was the last time: trying each on each film would cost more than it brings."""
-        s_per_byte = self._speeds.get(syntax, 0.0)
-        return s_per_byte < MOST_SAVED / bytes_s and (best_s is None or s_per_byte * size < best_s)
+        speed, most = self._speeds.get(syntax), MOST_SAVED / bytes_s
+        return speed is None or speed.may_be_below(most if best_s is None else min(most, best_s / size))
 
     def _line_bytes_s(self, bytes_s: float) -> float:
         """What the destination's line carries, in all associations; `bytes_s`: in one, 0: not known."""

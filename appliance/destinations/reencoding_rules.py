@@ -1,5 +1,6 @@
 """What may be sent in another transfer syntax, and when that pays. See `reencoding`."""
 
+import math
 from dataclasses import dataclass
 
 from appliance.dimse.sop_classes import (
@@ -26,7 +27,7 @@ LOSSLESS = frozenset(
 #: Those that lost something before, or may have.
 LOSSY = frozenset(f"{_JPEG}{number}" for number in (50, 51, 81, 91, 203))
 _ROOT = "1.2.840.10008.5.1.4.1.1."
-FIRST_REST, LONGEST_REST = 2, 64  # objects
+FIRST_REST, LONGEST_REST = 2, 512  # objects
 MOST_FAILURES = 2  # of a series, until it goes as stored
 _NO_IMAGES = tuple(f"{_ROOT}{arc}" for arc in ("8", "9.", "11.", "66", "67", "88.", "104.", "481."))
 
@@ -51,6 +52,24 @@ class Rules:
             raise ObjectRefused("not taken as stored, lossy: 'decode_lossy: true' would have it tried decoded")
         if syntax in LOSSLESS and not self.decode:
             raise ObjectRefused("not taken as stored: 'reencode: true' would have it tried decoded, without loss")
+
+
+@dataclass(slots=True)
+class Speed:
+    """What a codec took lately, of any series. As with Choice: where it is passed over for that, it is asked again at
+    doubling distances, lest a stall is taken for it.
+    """
+
+    s_per_byte: float
+    rest: int = FIRST_REST  #: objects for which it is passed over
+    rested: int = 0
+
+    def may_be_below(self, s_per_byte: float) -> bool:
+        return self.s_per_byte < s_per_byte or self.rested >= self.rest
+
+    def told(self, s_per_byte: float) -> None:
+        self.rest = min(2 * self.rest, LONGEST_REST) if self.rested else FIRST_REST
+        self.s_per_byte, self.rested = s_per_byte, 0
 
 
 @dataclass(slots=True)
@@ -99,9 +118,9 @@ class Choice:
         return due
 
     def failed(self, *, counts: bool) -> None:
-        """It was not compressed. `counts`: the series goes as stored after some of these."""
+        """It was not compressed, and rests. `counts`: the series goes as stored after some of these."""
         self.failures += counts
-        self.rested = 0
+        self.s_per_byte, self.rested = math.inf, 0
         if self.failures >= MOST_FAILURES:
             self.syntax = ""
 

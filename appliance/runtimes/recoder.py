@@ -106,15 +106,16 @@ class ChildRecoder:
         try:
             while (job := self._next()) is not None:
                 self._settle(*job)
-        finally:
-            self._discard()
-            self._refuse_rest()
+        except BaseException:
+            try:
+                self._discard()
+            finally:
+                self._refuse_rest()
+            raise
 
     def _refuse_rest(self) -> None:
         """Nobody is there any more to do what waits."""
         with self._lock:
-            if self._thread is not threading.current_thread():
-                return
             self._thread = None
             with suppress(queue.Empty):
                 while True:

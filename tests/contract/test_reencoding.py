@@ -21,6 +21,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
+    CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -30,7 +31,7 @@ from pydicom.uid import (
 )
 
 from appliance.destinations.dimse import DimseNode, DimseSession
-from appliance.destinations.reencoding import MOST_AHEAD, Reencoder, Workshop
+from appliance.destinations.reencoding import MOST_AHEAD, Line, Reencoder, Workshop
 from appliance.destinations.reencoding_rules import Rules
 from appliance.dimse.header import part10
 from appliance.dimse.small_pacs import ScriptedPacs
@@ -83,9 +84,10 @@ class Place:
 
     def node(self, rules: Rules, recoder: Recoder, port: int = 0) -> DimseNode:
         target = Target(host="127.0.0.1", port=port or self.port, calling_ae="SCANSIDE", called_ae="PACS", timeout_s=20)
-        return DimseNode(
-            target, Reencoder(rules, Workshop(recoder=recoder, folder=self.scratch, check_scratch=self.room))
-        )
+        return DimseNode(target, self.reencoder(rules, recoder))
+
+    def reencoder(self, rules: Rules, recoder: Recoder) -> Reencoder:
+        return Reencoder(rules, Workshop(recoder=recoder, folder=self.scratch, check_scratch=self.room))
 
     def room(self, size: int) -> None:
         self.rooms.append(size)
@@ -310,76 +312,93 @@ def test_over_a_thin_line_images_go_compressed(
         same(item, place.got()[item.sop_instance_uid])
 
 
-PLAIN, LS = ExplicitVRLittleEndian, JPEGLSLossless
+# What is tried, and when again: on a line of which this much is known.
+
+PLAIN, LS, J2K = ExplicitVRLittleEndian, JPEGLSLossless, JPEG2000Lossless
+
+
+def line_to(*taken: UID) -> Line:
+    return Line(taken=frozenset((str(CTImageStorage), str(one)) for one in (PLAIN, *taken)), bytes_s=THIN)
+
+
+def carry(reencoder: Reencoder, line: Line, *items: Item) -> list[str]:
+    """What each goes as."""
+    sent = []
+    for item in items:
+        with reencoder.outgoing(part10(item.path), line) as outgoing:
+            sent.append(outgoing.transfer_syntax_uid)
+    return sent
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(0, tmp_path / "pacs", tmp_path / "scratch")
 
 
 @pytest.mark.parametrize(
-    ("stalls", "sent"), [(1, [*[PLAIN] * 4, *[LS] * 6]), (2, [*[PLAIN] * 4, LS, *[PLAIN] * 4, LS])]
+    ("stalls", "sent"), [(1, [*[PLAIN] * 3, *[LS] * 6]), (2, [*[PLAIN] * 3, LS, *[PLAIN] * 4, LS])]
 )
 def test_a_stall_of_the_machine_does_not_settle_it_for_a_series(
-    tmp_path: Path, start: Start, make: Make, stalls: int, sent: list[UID]
+    tmp_path: Path, place: Place, make: Make, stalls: int, sent: list[UID]
 ) -> None:
-    items = [image(tmp_path, number, size=256) for number in range(len(sent))]
-    place, recoder = start("+xt"), Timed(make(), [STALLED] * stalls)
-    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
-        assert send(session, *items) == sent
+    items = [image(tmp_path, number) for number in range(len(sent))]
+    reencoder = place.reencoder(COMPRESS, Timed(make(), [STALLED] * stalls))
+    assert carry(reencoder, line_to(LS), *items) == sent
 
 
-def test_a_stall_of_the_machine_does_not_decide_between_codecs(tmp_path: Path, start: Start, make: Make) -> None:
-    items = [image(tmp_path, number, size=256) for number in range(6)]
-    place, recoder = start("+xa"), Timed(make(), [STALLED, (0.2, 0.2)])
-    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
-        assert send(session, *items) == [*[PLAIN] * 4, LS, LS]
+def test_a_stall_of_the_machine_does_not_decide_between_codecs(tmp_path: Path, place: Place, make: Make) -> None:
+    items = [image(tmp_path, number) for number in range(5)]
+    reencoder = place.reencoder(COMPRESS, Timed(make(), [STALLED, SLOW]))
+    assert carry(reencoder, line_to(LS, J2K), *items) == [*[PLAIN] * 3, LS, LS]
 
 
-def test_what_is_tried_on_a_new_series_is_begun_while_another_image_goes_out(
-    tmp_path: Path, start: Start, make: Make
-) -> None:
-    items = [image(tmp_path, number, size=256) for number in range(3)]
-    place, recoder = start("+xa"), Timed(make())
-    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
-        session.send(items[0], items[0].path)
-        session.prepare(items[1], items[1].path)
-        assert recoder.asked == [JPEGLSLossless, JPEG2000Lossless]
-        session.prepare(items[1], items[1].path)
-        session.send(items[1], items[1].path)
-        assert len(recoder.asked) == 2  # and not begun again
-        assert list((tmp_path / "scratch").rglob("*.dcm")) == []
-        session.prepare(items[2], items[2].path)
-        assert len(recoder.asked) == 3  # by now it is known what is best
+def test_what_is_tried_on_a_new_series_is_begun_before_its_turn(tmp_path: Path, place: Place, make: Make) -> None:
+    items = [image(tmp_path, number) for number in range(2)]
+    recoder, line = Timed(make()), line_to(LS, J2K)
+    reencoder = place.reencoder(COMPRESS, recoder)
+    reencoder.prepare(part10(items[0].path), line)
+    assert recoder.asked == [LS, J2K]
+    reencoder.prepare(part10(items[0].path), line)
+    carry(reencoder, line, items[0])
+    assert recoder.asked == [LS, J2K]  # and not begun again
+    assert list(place.scratch.iterdir()) == []
+    reencoder.prepare(part10(items[1].path), line)
+    assert len(recoder.asked) == 3  # by now it is known what is best
+    carry(reencoder, line, items[1])
+    assert len(recoder.asked) == 3
 
 
 def test_of_another_series_only_the_quickest_is_begun_before_it_is_known_whether_another_may_win(
-    tmp_path: Path, start: Start, make: Make
+    tmp_path: Path, place: Place, make: Make
 ) -> None:
-    items = [image(tmp_path, number, size=256, series=f"1.2.3.{number}") for number in range(4)]
-    place, recoder = start("+xa"), Timed(make(), [QUICK, SLOW])
-    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
-        assert send(session, *items[:3]) == [PLAIN, LS, LS]
-        assert recoder.asked == [JPEGLSLossless, JPEG2000Lossless, JPEGLSLossless]
-        session.prepare(items[3], items[3].path)
-        assert recoder.asked[3:] == [JPEGLSLossless]
+    items = [image(tmp_path, number, series=f"1.2.3.{number}") for number in range(3)]
+    recoder, line = Timed(make(), [QUICK, SLOW]), line_to(LS, J2K)
+    reencoder = place.reencoder(COMPRESS, recoder)
+    reencoder.opened()
+    assert carry(reencoder, line, *items[:2]) == [LS, LS]
+    assert recoder.asked == [LS, J2K, LS]
+    reencoder.prepare(part10(items[2].path), line)
+    assert recoder.asked == [LS, J2K, LS, LS]
+    reencoder.closed()
+    assert list(place.scratch.iterdir()) == []
 
 
-def test_a_codec_that_was_slow_once_is_tried_again_some_series_later(tmp_path: Path, start: Start, make: Make) -> None:
-    items = [image(tmp_path, number, size=256, series=f"1.2.3.{number}") for number in range(24)]
-    place, recoder = start("+xt"), Timed(make(), [(0.6, 0.6)])
-    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
-        sent = send(session, *items)
-    again = sent.index(LS)
-    assert sent[:again] == [PLAIN] * again
-    assert again > 3
-    assert set(sent[again:]) == {LS}
+def test_a_codec_that_was_slow_once_is_passed_over_for_some_series_and_tried_again(
+    tmp_path: Path, place: Place, make: Make
+) -> None:
+    items = [image(tmp_path, number, series=f"1.2.3.{number}") for number in range(12)]
+    recoder = Timed(make(), [SLOW, SLOW])
+    sent = carry(place.reencoder(COMPRESS, recoder), line_to(LS), *items)
+    assert sent == [*[PLAIN] * 8, *[LS] * 4]
+    assert len(recoder.asked) == 6  # on the first, on the fourth, and from the ninth on
 
 
-def test_without_room_it_is_tried_on_the_next_image(tmp_path: Path, start: Start, make: Make) -> None:
-    items = [image(tmp_path, number, size=256) for number in range(4)]
-    place, recoder = start("+xt"), Timed(make())
-    with ThinLine(place.port, THIN) as line, place.node(COMPRESS, recoder, line.port).open(items) as session:
-        place.full = True
-        assert send(session, *items[:2]) == [PLAIN, PLAIN]
-        place.full = False
-        assert send(session, *items[2:]) == [LS, LS]
+def test_without_room_it_is_tried_on_the_next_image(tmp_path: Path, place: Place, make: Make) -> None:
+    items = [image(tmp_path, number) for number in range(4)]
+    reencoder, place.full = place.reencoder(COMPRESS, Timed(make())), True
+    assert carry(reencoder, line_to(LS), *items[:2]) == [PLAIN, PLAIN]
+    place.full = False
+    assert carry(reencoder, line_to(LS), *items[2:]) == [LS, LS]
 
 
 def test_over_a_quick_line_nothing_is_compressed_and_nobody_is_started(
@@ -455,13 +474,13 @@ def test_a_child_that_does_not_start_holds_nothing(tmp_path: Path, start: Start,
 
 def test_what_was_prepared_and_never_sent_leaves_nothing(tmp_path: Path, start: Start, make: Make) -> None:
     items = [image(tmp_path, number, JPEGLSLossless) for number in range(2 * MOST_AHEAD)]
-    place, recoder = start("+xi"), make(idle_s=1.0)
+    place, recoder = start("+xi"), make(idle_s=4.0)
     with place.node(Rules(), recoder).open(items) as session:
         assert send(session, items[0]) == [ImplicitVRLittleEndian]
         for item in items[1:]:
             session.prepare(item, item.path)
         assert send(session, items[-1]) == [ImplicitVRLittleEndian]
-    assert recoder.pid is not None
+        assert recoder.pid is not None
     # The fixture sees to the rest.
 
 
@@ -481,7 +500,7 @@ def test_what_was_prepared_is_not_taken_for_another_file_of_that_name(tmp_path: 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_nobody_waits_for_a_re_encoder_that_has_ended(tmp_path: Path, make: Make) -> None:
-    source, recoder = image(tmp_path, 1, JPEGLSLossless).path, make(deadline_s=0.5)
+    source, recoder = image(tmp_path, 1, JPEGLSLossless).path, make()
     wanted = [tmp_path / "0", Path("no\0file"), *(tmp_path / str(number) for number in range(3))]
     futures = [
         recoder.recode(Recoding(source=source, target=one, transfer_syntax_uid=ImplicitVRLittleEndian, most=1 << 20))
