@@ -477,6 +477,16 @@ def test_where_the_line_decides_what_is_sent_one_object_tells_of_it_first(
     assert line.lane.facts["associations"] == together
 
 
+def test_quick_results_do_not_show_that_a_line_is_not_thin(line: Line) -> None:
+    line.pacs.kind = FarAssociation
+    line.lane = line.new_lane(4)
+    line.owe(URGENT_SR, RESULT, RESULT, IMAGE)
+    line.steps(4)
+    assert line.lane._gauge.wanted == 4
+    line.lane._gauge.is_sending(5.0, 0.1, held_back=False)  # an image that takes long, and only for the line's width
+    assert line.lane._gauge.wanted == 1
+
+
 def test_a_session_is_used_again_while_it_fits_and_closed_when_idle(line: Line) -> None:
     line.owe(IMAGE, IMAGE)
     line.owe(IMAGE, sop_class=SR)

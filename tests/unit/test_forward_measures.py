@@ -288,6 +288,25 @@ def test_a_large_object_is_broken_off_when_told_to_stop() -> None:
             image(PIECE)
 
 
+def test_images_that_got_through_slowly_do_not_show_that_a_line_is_not_thin() -> None:
+    gauge = Gauge(4, lambda: 100.0)
+    gauge.starts(0.1)
+    for _ in range(3):
+        gauge.sent(530_000, 4.4, 0.1)
+    assert gauge.wanted == 4  # it was not known what holds them back
+    gauge.is_sending(4.1, 0.1, held_back=False)
+    assert gauge.wanted == 1
+
+
+def test_images_that_got_through_quickly_do() -> None:
+    gauge = Gauge(4, lambda: 100.0)
+    gauge.starts(0.1)
+    for _ in range(3):
+        gauge.sent(530_000, 0.4, 0.1)
+    gauge.is_sending(5.0, 0.1, held_back=False)  # a large one
+    assert gauge.wanted == 4
+
+
 def test_fewer_are_enough_where_the_line_has_become_thin() -> None:
     line = Line(bytes_s=12.5e6, wait_s=0.3, most=8)
     line.send(30.0)

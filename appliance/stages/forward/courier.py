@@ -92,7 +92,8 @@ class Courier:
         except ObjectRefused as error:
             self._settle(delivery, Event.REFUSE, Told(reason=str(error), started_tick=started))
         else:
-            self._bag.gauge.sent(delivery.size, time.monotonic() - began, way.session.round_trip_s)
+            if delivery.urgency >= Urgency.URGENT_IMAGE:
+                self._bag.gauge.sent(delivery.size, time.monotonic() - began, way.session.round_trip_s)
             sent_as = way.recodes.sent if way.recodes is not None else None
             self._settle(delivery, Event.DELIVER, Told(reason=warning, started_tick=started, sent_as=sent_as))
         way.used_at, way.taken = time.monotonic(), way.taken + 1

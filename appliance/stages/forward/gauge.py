@@ -65,8 +65,7 @@ class Gauge:
         but for those that something else holds back; None: it is not known whether.
         """
         with self._lock:
-            long_s = max(LONG_OBJECT * self.wanted * round_trip_s, LOOK_S)
-            if self._guessed or self.wanted == 1 or held_back is None or seconds <= long_s:
+            if self._guessed or self.wanted == 1 or held_back is None or not self._is_long(seconds, round_trip_s):
                 return
             self._guessed = True
             self.wanted, self._not_before = (self._most, 0.0) if held_back else (1, self._now() + TRY_AGAIN_S)
@@ -85,7 +84,7 @@ class Gauge:
             self._upward, self._not_before = True, 0.0
 
     def sent(self, size: int, seconds: float, round_trip_s: float) -> None:
-        """One object went through."""
+        """One image went through. A result is no measure: it has the line for itself, and is small."""
         with self._lock:
             self._objects += 1
             self._bytes += size
@@ -98,11 +97,17 @@ class Gauge:
                 self._judge()
                 self._begin()
 
+    def _is_long(self, seconds: float, round_trip_s: float) -> bool:
+        return seconds > max(LONG_OBJECT * self.wanted * round_trip_s, LOOK_S)
+
     def _guess(self, seconds: float, round_trip_s: float) -> None:
-        """An answer takes a round trip at least: so many others could send meanwhile. Not to be told where they do."""
-        self._guessed = True
+        """An answer takes a round trip at least: so many others could send meanwhile. Not to be told where they do:
+        then it is only known that the line is not thin, if the object was quick.
+        """
         if self.wanted > 1:
+            self._guessed = not self._is_long(seconds, round_trip_s)
             return
+        self._guessed = True
         sending_s = max(seconds - round_trip_s, seconds / self._most, 1e-6)
         self.wanted = min(self._most, 1 + int(round_trip_s / sending_s + 0.5))
         self._begin()
